@@ -26,15 +26,17 @@ reports: demo families lifecycle compare
 # Rewritten assertions and compiled modules are kept, also where the environment says otherwise: without them each of
 # the worker processes rewrites every test file anew, which takes longer than the import of torch.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/pytest -n 3 --dist worksteal
+# Three for two cores, as some tests wait for processes that they started; none under the interpreter does, nor a quick
+# one for long, and each has its imports to pay.
+PYTEST := $(BIN)/pytest --dist worksteal
 test: $(READY)
-	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST)
+	$(PYTEST) -n 3
+	TRITON_INTERPRET=1 $(PYTEST) -n 2
 
 # Nine tenths of them in about a tenth of the time: without those marked slow.
 test-fast: $(READY)
-	$(PYTEST) -m 'not slow'
-	TRITON_INTERPRET=1 $(PYTEST) -m 'not slow'
+	$(PYTEST) -n 2 -m 'not slow'
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ import pandas as pd
 from scalebench import store
 from scalebench.analysis.fit_warnings import file_warnings, value_warnings
 from scalebench.analysis.selected import trial_warnings
-from scalebench.errors import InputError, expect, unknown
+from scalebench.errors import InputError, expect, number_of, unknown
 from scalebench.laws import Fit, Law
 from scalebench.laws import fit as fit_law
 from scalebench.points.files import is_fit, is_results, open_results
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s")
 SHOWN_ROWS = 12
+ORDER = ("study", "params_non_embedding", "seed")
 POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
 
 
@@ -62,8 +63,9 @@ class Results(pd.DataFrame):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The main columns of every trial."""
-        return pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+        """The main columns of every trial, by study, size and seed."""
+        shown = pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+        return shown.sort_values([name for name in ORDER if name in shown], kind="stable")
 
     def fit(self, law: str = "power", where: str | None = None, **options: Any) -> Fit:
         """Fit a law to the valid trials that ended ok; arguments as of ``scalebench.fit``."""
@@ -75,7 +77,7 @@ class Results(pd.DataFrame):
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self["status"].value_counts().items())
         studies = ", ".join(map(str, dict.fromkeys(self["study"])))
-        return f"Results: {len(self)} trials of {studies} ({counts}); .table, .fit(), .plot.loss()"
+        return f"Results: {number_of(len(self), 'trial')} of {studies} ({counts}); .table, .fit(), .plot.loss()"
 
 
 def load_results(*paths: str | Path) -> Results:

@@ -1,4 +1,4 @@
-"""Errors for invalid input: one line per mistake, with the known names and a suggestion."""
+"""Errors for invalid input: one line per mistake, with the known names and a suggestion; numbers of things."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def unknown(name: str, known: Collection[str]) -> str:
         names = [by_lower[other] for other in near] or names[:NEAREST]
         names.append(f"… {len(known)} in all")
     return f"unknown {shortened(name)!r}{suggestion} (known: {', '.join(map(shortened, names))})"
+
+
+def number_of(count: float, noun: str) -> str:
+    """Return how many there are of something: "1 GPU", "2 GPUs", "2 processes"."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{count:g} {noun}{ending}" if isinstance(count, float) else f"{count} {noun}{ending}"
 
 
 def shortened(text: str, most: int = 60) -> str:

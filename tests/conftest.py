@@ -14,6 +14,9 @@ from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The server of drivers is forked from this process: what a fork server has before it loads libraries (``forked.py``).
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
@@ -29,7 +32,11 @@ from drivers import Drivers
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
+from scalebench.laws.intervals import backtest
+from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS
 from scalebench.running import processes
+
+FEW = 50  # refits
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -40,10 +47,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Make Triton's interpreter quick before anything is collected; not in the process of xdist that runs no test."""
-    if INTERPRETED and isinstance(collector, pytest.Session):
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()
@@ -130,6 +136,16 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
+
+
+@pytest.fixture
+def few_refits(monkeypatch) -> Iterator[None]:
+    """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
+    monkeypatch.setattr(backtest, "REFITS", FEW)
+    usual = DEFAULT_REFITS.n
+    object.__setattr__(DEFAULT_REFITS, "n", FEW)  # every fit refers to this object
+    yield
+    object.__setattr__(DEFAULT_REFITS, "n", usual)
 
 
 @pytest.fixture

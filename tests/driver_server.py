@@ -1,13 +1,15 @@
 """The process that ``drivers.py`` starts: imports torch and the command line once, and forks drivers.
 
 It is the package's own fork server with other work for its forks. A driver forks its fork server from itself in the
-place of a fresh one, which is the same server without the seconds of importing.
+place of a fresh one, which is the same server without the seconds of importing. The peak of the CPU is not measured,
+which would take a second per results folder; ``test_other_engine.py`` has a trial whose peak is.
 """
 
 from __future__ import annotations
 
 import atexit
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -23,7 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scalebench.running import fork_server, forked, processes, worker
+from scalebench.measure.hardware import Peak
+from scalebench.running import fork_server, forked, node, processes, worker
 
 IMPORTED = (
     *("scalebench.cli.app", "scalebench.cli.commands.sweeps", "scalebench.cli.commands.stored"),
@@ -84,9 +87,7 @@ def serve(
         _become_fresh()
         os.environ.clear()
         os.environ.update(environment)
-        if work is run_driver:
-            fork_server.PRELOADED += IMPORTED
-        worker.run_and_exit = work  # type: ignore[assignment]
+        become_server(work)
         code = fork_server.main()
     except BaseException:  # noqa: BLE001 - nothing of the driver may run in this process
         traceback.print_exc()
@@ -94,10 +95,19 @@ def serve(
         os._exit(code)
 
 
+def become_server(work: Callable[[str], NoReturn]) -> None:
+    """Change the fork server that this process will be: what its forks do, and what it imports for that."""
+    if work is run_driver:
+        fork_server.PRELOADED += IMPORTED
+    worker.run_and_exit = work  # type: ignore[assignment]
+    node.cpu_peak = lambda precision, threads: Peak(1e10, "a test")
+
+
 def _become_fresh() -> None:
     """Undo what the process that this one was forked from has changed: signals, warnings, streams, logging, imports."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.enable()
     faulthandler.disable()
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
@@ -162,6 +172,5 @@ def fork_servers() -> None:
 
 if __name__ == "__main__":
     sys.modules["driver_server"] = sys.modules["__main__"]  # for code that a driver runs first
-    fork_server.PRELOADED += IMPORTED
-    worker.run_and_exit = run_driver  # type: ignore[assignment]
+    become_server(run_driver)
     sys.exit(fork_server.main())

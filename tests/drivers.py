@@ -20,12 +20,6 @@ from scalebench.running import forked, processes
 from scalebench.running.forked import ForkedWorker, ForkServer
 
 COMMAND = (sys.executable, str(REPOSITORY / "tests" / "driver_server.py"))
-# What a driver runs first where the peak of the CPU does not matter: its measurement takes a second per results folder.
-NO_PEAK = """
-from scalebench.measure.hardware import Peak
-from scalebench.running import node
-node.cpu_peak = lambda precision, threads: Peak(1e10, "a test")
-"""
 
 
 class Driver(ForkedWorker):

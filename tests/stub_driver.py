@@ -1,21 +1,16 @@
-"""Launch every provider of ours through Triton's own binder and launchers, with a driver that runs nothing, as JSON.
+"""Launch every provider of ours through Triton's own binder and launchers, with a driver that runs nothing.
 
-    LD_LIBRARY_PATH=FOLDER TRITON_LIBCUDA_PATH=FOLDER python tests/stub_driver.py norm [--broken NAME]
-
-FOLDER holds ``libcuda.so.1``, made of ``stub_driver.c``. Small cases are prepared and called forward and
-backward on tensors in the memory of the CPU: Python, compiler and C do all that they do on a GPU, up to the driver.
-
-Prints an object with the "launches" by provider and direction, and the "problems". ``--broken`` adds one of BROKEN,
-after a line BROKEN_BEGIN on stderr.
+Small cases are prepared and called forward and backward on tensors in the memory of the CPU: Python, compiler and C do
+all that they do on a GPU, up to the driver.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable
+import ctypes
+import os
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,24 +125,22 @@ BROKEN: dict[str, Callable[[], Any]] = {
 }
 
 
-def main() -> None:
-    """Print what was launched, and what was refused."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("operations", nargs="*")
-    parser.add_argument("--broken", nargs="*", default=[], choices=BROKEN)
-    options = parser.parse_args()
+def launch_all(stub: Path, operations: Sequence[str], broken: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the "launches" by provider and direction, and the "problems", of operations and of keys of BROKEN.
+
+    The latter come after a line BROKEN_BEGIN on standard error. ``stub`` is a folder with ``libcuda.so.1``, made of
+    ``stub_driver.c``. Needs a process of its own.
+    """
+    os.environ["TRITON_LIBCUDA_PATH"] = str(stub)
+    ctypes.CDLL(str(stub / "libcuda.so.1"), ctypes.RTLD_GLOBAL)  # what Triton loads finds it by its name
     driver.set_active(Driver())
     count_launches()
-    outcomes = {name: launch(name) for name in options.operations}
-    print(BROKEN_BEGIN, file=sys.stderr, flush=True)
-    for name in options.broken:
+    outcomes = {name: launch(name) for name in operations}
+    os.write(2, f"{BROKEN_BEGIN}\n".encode())  # beside the lines of the driver, whatever sys.stderr is
+    for name in broken:
         try:
             BROKEN[name]()
             outcomes[name] = {"problems": {}, "launches": {}}
         except Exception as error:  # noqa: BLE001 - what any launch raises is what is asked for
             outcomes[name] = {"problems": {name: f"{type(error).__name__}: {error}"}, "launches": {}}
-    print(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return outcomes

@@ -1,6 +1,6 @@
 """What several test files share.
 
-Imports no torch by itself, as ``conftest.py`` uses it in the process of pytest-xdist that runs no test.
+Imports little by itself, as ``conftest.py`` uses it in the process of pytest-xdist that runs no test.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import psutil
 import pytest
 
 from scalebench import store
-from scalebench.running.planning import plan, trial_header
-from scalebench.running.worker import run_trial
-from scalebench.study import Study
 
 if TYPE_CHECKING:
     import torch
 
+    from scalebench.study import Study
     from scalebench.workloads.training_spec import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -107,6 +105,9 @@ def train_spec(**changes: object) -> TrainSpec:
 
 def run_here(study: Study, results: Path) -> dict[str, dict[str, Any]]:
     """Run a study's trials in this process, as a worker does in its own; return the records by trial id."""
+    from scalebench.running.planning import plan, trial_header
+    from scalebench.running.worker import run_trial
+
     rows = {}
     for trial in plan(study, results):
         attempt = store.new_attempt(results / study.name, trial.trial_id)

@@ -145,6 +145,7 @@ def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, fo
     assert set(stated.findall(page)) == {(value, interval)}
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +208,7 @@ def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
     assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 @pytest.mark.parametrize("old_file", [False, True])
 def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(

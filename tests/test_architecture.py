@@ -25,6 +25,7 @@ PACKAGES = {
 }
 # An import inside a function makes a circle too. What must stay is listed: (importing, imported): why.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
+BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # of statements: an import is never inside an expression
 COMMANDS = [name for name in app if not name.startswith("-")]
 
 
@@ -43,8 +44,9 @@ def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node
     only_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    for child in node.orelse if only_types else ast.iter_child_nodes(node):
-        yield from import_statements(child)
+    for block in ("orelse",) if only_types else BLOCKS:
+        for child in getattr(node, block, ()):
+            yield from import_statements(child)
 
 
 def imported_names(path: Path, known: Iterable[str]) -> set[str]:
@@ -125,10 +127,10 @@ def test_functions_are_short() -> None:
 
 # --- what starts without what takes long to import -------------------------------------------------------------------
 
-# Modules that import neither torch nor what draws; the page itself draws.
+# Modules that import neither torch nor what draws; the page itself draws, sentences and tables do without.
 LIGHT = (
     *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
-    *("points.table", "store", "study", "families", "running.planning", "tasks", "workloads"),
+    *("points.table", "reporting.sections", "store", "study", "families", "running.planning", "tasks", "workloads"),
 )
 # What takes longer to import than these commands take: they answer within a second, as experiments/bench_commands.py
 # measures. A results folder or a table that is there needs pandas.

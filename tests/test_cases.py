@@ -55,6 +55,7 @@ def test_a_loss_that_rises_is_a_sentence_and_no_answer(command) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_trials")
 def test_a_finite_loss_far_above_its_start_is_diverged(command, tmp_path: Path) -> None:
     study = reference_case("02-diverged-but-finite/study.toml")
     code, out, _ = command("run", study, "--set", "model.params=2000", "--set", "train.steps=10", "--jobs", "1")
@@ -104,6 +105,10 @@ def test_outputs_are_written_through_links_fifos_and_devices(command, tmp_path: 
     assert (link.is_symlink(), stat.S_IMODE(target.stat().st_mode)) == (True, 0o640)
     assert read == [target.read_bytes()]
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    (circle := tmp_path / "circle.json").symlink_to(circle)
+    code, _, err = command("fit", points, *QUICK, "-o", circle)
+    assert (code, circle.is_symlink()) == (2, True)
+    assert "cannot be written (Too many levels of symbolic links)" in err
 
 
 @pytest.mark.slow

@@ -20,8 +20,6 @@ from scalebench.cli.commands.generate import find_weights
 from scalebench.reporting.chains import chain_tables
 from scalebench.workloads.trained import load_trained
 
-pytestmark = pytest.mark.slow
-
 TRUNK = PARENT.replace("steps = 50", "steps = 4") + "checkpoint_steps = [2, 3]\n"
 BRANCH = CHILD.replace('"child"', '"branch"').replace("steps = 50", "steps = 3") + "step = [2, 3]\n"
 TUNED = """

@@ -57,7 +57,6 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, argument
     assert expected in line
 
 
-@pytest.mark.slow
 def test_status_counts_and_gives_reasons(command, finished: Path) -> None:
     code, out, _ = command("status", finished)
     assert code == 1
@@ -81,7 +80,6 @@ def test_a_damaged_record_is_in_status_report_and_export(command, finished: Path
     assert record.name in (tmp_path / "out.html").read_text()
 
 
-@pytest.mark.slow
 def test_export_writes_both_formats(command, finished: Path, tmp_path: Path) -> None:
     assert command("export", finished, "-o", "out.csv")[0] == 0
     assert command("export", finished, "-o", "out.parquet")[0] == 0
@@ -123,7 +121,6 @@ def test_plan_measures_nothing_and_names_the_rate_it_assumes(command, monkeypatc
     assert "50.0 GFLOP/s (nominal" in out
 
 
-@pytest.mark.slow
 def test_run_prints_an_event_for_each_trial_or_a_summary_line(command, finished: Path, tmp_path: Path) -> None:
     events = [json.loads(line) for line in (finished.parent / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["trial"] * 4 + ["summary"]

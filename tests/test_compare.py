@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from comparison_support import forked_processes, real_processes  # noqa: F401 - fixtures
+from comparison_support import forked_processes, real_processes, start_forked  # noqa: F401 - fixtures
 
 import scalebench
-from scalebench.comparison import Comparison
+from scalebench.comparison import Comparison, runner
 from scalebench.comparison.draining import Work
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import (
@@ -220,12 +220,15 @@ def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) ->
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_processes")
-def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(command, tmp_path: Path) -> None:
+def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(
+    command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = ("--processes", "1", "--seconds", "0.02", "--shapes", "rows=5,columns=7", "--device", "cpu")
     code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)
     assert code == 0
     assert "baseline" in out
     assert "absent unavailable in 1 case: needs a device that is not here" in out
+    monkeypatch.setattr(runner.processes, "start", start_forked)  # one real process is enough
     code, out, _ = command("compare", OPERATION, "--providers", "eager,wrong", *quick, "--json")
     assert code == 1
     rows = json.loads(out)["rows"]

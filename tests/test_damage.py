@@ -21,6 +21,8 @@ from scalebench import store
 from scalebench.running.engines import local
 from scalebench.store.files import checksum
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 FILES = ("record.json", "trial.json", "study.json", "steps.parquet")
 PATIENCE_S = 20
 

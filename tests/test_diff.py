@@ -110,6 +110,25 @@ def test_nothing_in_common_is_one_line(command, tmp_path: Path) -> None:
     assert len(err.splitlines()) == 1
 
 
+def test_folders_without_a_valid_trial_are_one_line(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "good", rows(2, 0.01, 1))
+    write_study(tmp_path / "failed", [row | {"status": "failed"} for row in rows(1, 0.01, 2)])
+    for old, new, side in (
+        ("good", "failed", "NEW"),
+        ("failed", "good", "OLD"),
+        ("failed", "failed", "OLD and of NEW"),
+    ):
+        code, out, err = command("diff", old, new)
+        assert (code, out) == (2, "")
+        assert err.splitlines() == [f"{old} and {new}: no trial of {side} ended ok with valid numbers"]
+    for path in (tmp_path / "good").rglob("record.json"):
+        path.write_bytes(bytes(50))
+    code, _, err = command("diff", "good", "failed")
+    assert code == 2
+    assert len(err.splitlines()) == 2
+    assert "more like it" in err.splitlines()[0]
+
+
 def test_times_taken_beside_other_programs_are_left_out_and_named(command, tmp_path: Path) -> None:
     busy = frame(seed=2, step_time_median_s=2.0).assign(timing_exclusive=False)
     changes = difference(frame(), busy, 0.01)

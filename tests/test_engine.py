@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drivers import NO_PEAK, Drivers
+from drivers import Drivers
 from support import SMALL, beats, run_here
 
 from scalebench import store
@@ -66,7 +66,6 @@ def test_a_study_runs_once_and_then_has_nothing_left(small_study: Path, tmp_path
         ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     row = one(tmp_path)
     steps = store.read_steps(str(row["attempt_dir"]))
@@ -79,7 +78,6 @@ def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     assert row["checkpoint_bytes"] == 3 * 4 * row["params"] + 4 * 4
 
 
-@pytest.mark.slow
 def test_the_same_trial_gives_the_same_loss_in_another_process(finished: Path, tmp_path: Path) -> None:
     first = one(tmp_path)
     frame = store.load_results(finished).set_index("trial_id")
@@ -146,7 +144,6 @@ def test_triton_on_gpt_is_unsupported_without_a_gpu_and_never_replaced(tmp_path:
     assert "no CUDA device: the fused kernels need one" in str(row["error_message"])
 
 
-@pytest.mark.slow
 def test_text_that_changes_under_a_planned_trial_fails_it(tmp_path: Path) -> None:
     story = tmp_path / "story.txt"
     story.write_text("".join(f"line {i} of a story that goes on\n" for i in range(3000)))
@@ -205,7 +202,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
         "--json",
         *(word for setting in settings for word in ("--set", setting)),
     ]
-    driver = drivers.start(tmp_path, command, before=NO_PEAK)
+    driver = drivers.start(tmp_path, command)
     while not list(tmp_path.glob("results/small/trials/*/*/record.json")):
         time.sleep(0.02)
         assert driver.poll() is None, driver.err
@@ -215,7 +212,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
     assert "Traceback" not in driver.err
     done = 3 - len(survey(load_study(small_study, settings), tmp_path / "results").missing)
     assert 1 <= done < 3
-    again = drivers.start(tmp_path, command, before=NO_PEAK)
+    again = drivers.start(tmp_path, command)
     assert again.wait(60) == 0
     assert json.loads(again.out.splitlines()[-1])["executed"] == 3 - done
     assert store.load_results(tmp_path / "results")["status"].tolist() == ["ok"] * 3

@@ -19,6 +19,8 @@ from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
 from scalebench.store import Results
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
 SIZES, BUDGETS = np.geomspace(2e3, 2e6, 7), (1e12, 1e13, 1e14)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stub_driver
 import triton
+from forking import value_of_forked
 from scalekernels import OPERATIONS
-from support import REPOSITORY, SOURCE_PATH
+from stub_driver import BROKEN_BEGIN
+from support import REPOSITORY
 
-PROGRAM, SOURCE = (Path(__file__).with_name(f"stub_driver.{suffix}") for suffix in ("py", "c"))
-PATHS = os.pathsep.join([SOURCE_PATH, str(REPOSITORY / "kernels" / "tools"), str(PROGRAM.parent)])
+SOURCE = Path(__file__).with_name("stub_driver.c")
 CACHE = REPOSITORY / "results" / "triton"  # Triton's own, by content: compiling every kernel takes most of the time
 HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
 PROVIDERS = {
@@ -34,7 +34,6 @@ BROKEN = {
     "threads": "out of resource: threads",
     "grid": "an empty grid",
 }
-BROKEN_BEGIN = "stub driver: what is broken"  # as in the program, which needs its driver before it can be imported
 
 
 def compiler() -> str:
@@ -53,7 +52,8 @@ def compiler() -> str:
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the stub driver as Triton looks for it."""
     folder = tmp_path_factory.mktemp("stub")
-    command = [compiler(), "-shared", "-fPIC", f"-I{HEADERS}", str(SOURCE), "-o", str(folder / "libcuda.so.1")]
+    named = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
+    command = [compiler(), f"-I{HEADERS}", str(SOURCE), *named]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
@@ -61,15 +61,13 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def launched(stub: Path) -> tuple[dict[str, Any], str]:
-    """What the program printed for every operation and everything broken, and the driver's lines."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": PATHS, "LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub)}
-    environment["TRITON_CACHE_DIR"] = str(CACHE)
-    command = [sys.executable, str(PROGRAM), *OPERATIONS, "--broken", *BROKEN]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results: dict[str, Any] = json.loads(done.stdout)
-    return results, done.stderr
+    """What came of every operation and everything broken, and the driver's lines."""
+
+    def launch_all() -> dict[str, Any]:
+        os.environ["TRITON_CACHE_DIR"] = str(CACHE)
+        return stub_driver.launch_all(stub, OPERATIONS, list(BROKEN))
+
+    return value_of_forked(launch_all)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from drivers import NO_PEAK, Drivers
+from drivers import Drivers
 from scalekernels import Unsupported
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -246,7 +246,7 @@ def test_each_mistake_is_one_line_that_names_its_key(tmp_path: Path, text: str, 
 @pytest.mark.slow
 def test_an_inference_study_runs_and_is_reported(drivers: Drivers, command, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(GPT + "batch_size = [1, 2]\n")
-    driver = drivers.start(tmp_path, ["run", "s.toml", "--json"], before=NO_PEAK)
+    driver = drivers.start(tmp_path, ["run", "s.toml", "--json"])
     assert driver.wait(300) == 0, driver.err + driver.out
     assert json.loads(driver.out.splitlines()[-1])["statuses"] == {"ok": 2}
     frame = store.load_results(tmp_path / "results")

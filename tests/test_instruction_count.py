@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import compile_ahead
 import machine_code
 import ptx_code
 import pytest
@@ -49,7 +50,7 @@ def test_adam_with_eight_bit_state_keeps_its_limit_and_a_lower_one_is_missed() -
 
     (adam,) = [configuration for configuration in compilations(90) if configuration.label == "adam bfloat16 state int8"]
     assert adam.most_instructions == 70
-    code = machine_code.inspect_code(adam, 90)
+    code = compile_ahead.figures(adam, 90, compile_ahead.CACHE)
     assert machine_code.failures(adam, 90, code) == []
     strict = dataclasses.replace(adam, most_instructions=50)
     (failure,) = machine_code.failures(strict, 90, code)

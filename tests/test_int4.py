@@ -27,7 +27,6 @@ def capable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "A GPU")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("capable")
 @pytest.mark.parametrize(("shape", "group_size"), [((24, 64), 32), ((100, 1056), 32), ((48, 2048), 128)])
 def test_bytes_on_a_gpu_are_those_of_torchaos_tiles(shape: tuple[int, int], group_size: int) -> None:
@@ -39,7 +38,6 @@ def test_bytes_on_a_gpu_are_those_of_torchaos_tiles(shape: tuple[int, int], grou
     assert (expected < weight.nbytes / 2) is (shape[1] % 1024 == 0)  # padding costs what the bits save
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("capable")
 def test_a_model_is_converted_to_tiles_by_the_configuration_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchao")
@@ -58,7 +56,6 @@ def test_a_model_is_converted_to_tiles_by_the_configuration_for_gpus(monkeypatch
     assert weight_bytes(whole) == before - 2 * sum(rows * width for rows, width in shapes) + converted
 
 
-@pytest.mark.slow
 def test_each_kind_of_device_has_its_configuration_and_layout() -> None:
     quantization = pytest.importorskip("torchao.quantization")
     gpu, cpu = int4.config(64, "cuda"), int4.config(64, "cpu")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from drivers import NO_PEAK, Drivers
+from drivers import Drivers
 from support import PLACEMENT, train_spec
 
 from scalebench import store
@@ -26,7 +26,7 @@ def test_a_trial_beyond_its_limit_is_oom_with_its_peak_and_one_below_it_is_ok(
     def row(params: str, limit: str) -> dict[str, Any]:
         words = (f"model.params={params}", f"run.memory_limit_bytes={limit}", "train.seed=0", "train.steps=2")
         command = ["run", small_study, "--results", limit, *(word for pair in words for word in ("--set", pair))]
-        drivers.start(tmp_path, command, before=NO_PEAK).wait(120)
+        drivers.start(tmp_path, command).wait(120)
         return store.load_results(tmp_path / limit).iloc[0].to_dict()
 
     beyond = row("3e6", "2e7")  # weights, gradients and AdamW take 5e7

@@ -21,7 +21,6 @@ MODULES = pytest.mark.parametrize("module", [cross_entropy, norm], ids=["cross_e
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

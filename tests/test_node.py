@@ -65,7 +65,6 @@ def settle_forked(
     return settled
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path, settle: Settle) -> None:
     core = usable_cpus()[-1]
@@ -76,7 +75,6 @@ def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path, settle: 
     assert (tmp_path / "study" / "nodes" / f"{machine_id()}.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path, settle: Settle) -> None:
     placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
@@ -85,7 +83,6 @@ def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path, settle: Sett
     assert placement["threads"] == 1
 
 
-@pytest.mark.slow
 def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(
     tmp_path: Path, settle: Settle
 ) -> None:
@@ -95,7 +92,6 @@ def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_
     assert placement["threads"] == placement["torch_threads"] == len(usable_cpus())
 
 
-@pytest.mark.slow
 def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path, settle: Settle) -> None:
     placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
     assert placement["exclusive"] is True

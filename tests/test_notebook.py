@@ -28,5 +28,7 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch) -> None:
     assert "Counter({'ok': 8})" in outputs["c6"][-1]["data"]["text/plain"]
     assert "8 ok" in outputs["c7"][-1]["data"]["text/html"]
     assert "image/png" in outputs["c8"][-1]["data"]
-    assert "alpha" in outputs["c10"][-1]["data"]["text/html"]
+    assert "alpha" in (fitted := outputs["c10"][-1]["data"]["text/html"])
+    assert "converged" in fitted  # a first study shows a law that its points determine
+    assert "not determined" not in fitted
     assert (tmp_path / "results-notebook" / "report.html").exists()

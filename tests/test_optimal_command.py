@@ -102,6 +102,7 @@ def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
     assert "refused" not in out.replace("refused\n", "")  # the head of a column aside
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_budgets_left_out_are_told_by_kind(command) -> None:
     edge = budgets()[:9].assign(D=lambda t: 0.01 * t["D"], L=lambda t: 3 + 0.1 * np.log(t["N"] / 1e6))

@@ -17,6 +17,7 @@ from support import REPOSITORY, child_environment, source_tree
 
 from scalebench.cli import output
 from scalebench.cli.counted import counted
+from scalebench.errors import number_of
 from scalebench.store import StoreError, write_output, write_table
 
 ROWS = [
@@ -24,6 +25,15 @@ ROWS = [
     ("sdpa", "9 ms", "6 to 13 ms", "29 G", "1 M"),
 ]
 HEADER = ("provider", "time", "95 % interval", "FLOP/s", "memory")
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "GPU", "1 GPU"), (0, "GPU", "0 GPUs"), (2, "process", "2 processes"), (3, "batch", "3 batches"),
+     (1.0, "core", "1 core"), (2.5, "bit", "2.5 bits")],
+)  # fmt: skip
+def test_numbers_of_things_are_singular_for_one_alone(count: float, noun: str, text: str) -> None:
+    assert number_of(count, noun) == text
 
 
 # --- width -----------------------------------------------------------------------------------------------------------
@@ -109,7 +119,7 @@ def test_every_text_file_is_opened_with_its_encoding() -> None:
     """Python would use the locale's otherwise; the warning of PEP 597 finds a call that names none."""
     missing = []
     for path in (REPOSITORY / "scalebench").rglob("*.py"):
-        for node in ast.walk(source_tree(path)):
+        for node in ast.walk(source_tree(path)) if "_text(" in path.read_text(encoding="utf-8") else ():
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             named = any(keyword.arg == "encoding" for keyword in node.keywords)

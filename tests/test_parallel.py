@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import NO_PEAK, Drivers
+from drivers import Drivers
 from support import REPOSITORY, SMALL, ranks_of, run_here, shared_folder
 
 from scalebench import store
@@ -132,7 +132,7 @@ def by_command(
     """Run that study with the command, calling ``tick`` while it runs; return its records."""
     two(folder)
     words = [word for setting in settings for word in ("--set", setting)]
-    driver = drivers.start(folder, ["run", "two.toml", "--results", "r", *words], before=NO_PEAK)
+    driver = drivers.start(folder, ["run", "two.toml", "--results", "r", *words])
     while driver.poll() is None:
         tick()
         time.sleep(0.02)

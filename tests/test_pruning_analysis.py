@@ -26,6 +26,8 @@ from scalebench.reporting.sections import section_for
 from scalebench.reporting.sections.base import Room
 from scalebench.reporting.sections.prune import SECTION
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 SIZES = (1000, 2000, 4000, 8000)
 DENSITIES_TRIED = (0.2, 0.4, 0.6, 0.8)
 

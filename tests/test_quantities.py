@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scalebench.reporting.quantities import bounded, quantity, uncertain
+from scalebench.reporting.quantities import bounded, interval_words, quantity, uncertain
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_digits_follow_the_uncertainty() -> None:
     assert bounded(float("inf"), 5.78e13, float("inf")) == ("not resolved", "above 5.8e+13")
     assert bounded(float("inf"), 5.78e13, float("inf"), "B/s") == ("not resolved", "above 58\u00a0TB/s")
     assert bounded(59.15e-9, 40e-9, 80e-9, "s") == ("59 ns".replace(" ", "\u00a0"), "40 to 80\u00a0ns")
+
+
+def test_an_interval_that_is_none_is_not_called_one() -> None:
+    ends = (bounded(1.0, *interval)[1] for interval in ((0.5, 1.5), (float("nan"), float("nan")), (1.0, 1.0)))
+    assert list(map(interval_words, ends)) == ["95 % interval 0.50 to 1.50", "no interval", "no spread"]

@@ -16,7 +16,6 @@ from scalebench.workloads.quantize_convert import convert, layers, rounded
 # --- rounding --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [None, 8])
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_simulated_bits_are_torchaos(bits: int, group_size: int | None) -> None:
@@ -51,7 +50,6 @@ ROWS = DEPTH * (3 * WIDTH + WIDTH + HIDDEN + WIDTH)  # of the hidden matrices, t
 EMBEDDING, NORMS = VOCABULARY * WIDTH, (2 * DEPTH + 1) * WIDTH
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "changes", "expected"),
     [
@@ -84,7 +82,6 @@ def test_simulated_bytes_are_those_of_packed_rows(bits: int, bytes_each: int) ->
     assert conversion.closed_form_bytes == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["simulated", "int8-weight-only"])
 def test_a_tied_head_stays_tied_or_becomes_a_counted_copy(scheme: str) -> None:
     if scheme != "simulated":

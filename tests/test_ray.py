@@ -34,7 +34,7 @@ CHECKS = {"RAY_health_check_period_ms": "200", "RAY_health_check_initial_delay_m
 def path(tmp_path: Path) -> Path:
     """A study of two trials that go on until they are stopped, once each, if their workers are light ones."""
     path = tmp_path / "small.toml"
-    path.write_text(SMALL.replace("steps = 30", "steps = 3000").replace("seed = [0, 1]", "seed = 0"))
+    path.write_text(SMALL.replace("steps = 30", "steps = 1500").replace("seed = [0, 1]", "seed = 0"))
     return path
 
 

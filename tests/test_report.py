@@ -109,6 +109,7 @@ def test_rows_travel_in_the_page(page: str, results: Results) -> None:
     np.testing.assert_allclose([row["step_time_median_s"] for row in rows], expected["step_time_median_s"], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_everything_is_escaped(results: Results) -> None:
     study = STUDY | {
@@ -126,6 +127,7 @@ def test_everything_is_escaped(results: Results) -> None:
     assert html.escape(HOSTILE) in text or html.escape(HOSTILE).replace("&quot;", "&#34;") in text
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*broken(synthetic())])
 def test_renders_whatever_is_missing(case: str, results: Results) -> None:
@@ -135,6 +137,7 @@ def test_renders_whatever_is_missing(case: str, results: Results) -> None:
     assert "None" not in re.sub(r"base64,[\w+/=]+", "", text)
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_many_trials_stay_below_the_cap(results: Results) -> None:
     """With 1,320 trials the page thins marks, cuts tables and leaves a download out, and says each of these."""
@@ -146,6 +149,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
     assert "too large to embed as JSON" in text
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_several_studies_in_one_page(results: Results) -> None:
     other = results.frame.assign(study="other")

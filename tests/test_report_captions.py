@@ -22,6 +22,8 @@ from scalebench.reporting.svg import PAPER, canvas
 from scalebench.reporting.views import Caption
 from scalebench.store import Results
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 
 def face(line) -> str:
     color = line.get_markerfacecolor()

@@ -26,6 +26,8 @@ from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, tick
 from scalebench.reporting.strip import strip_table
 from scalebench.store import Results, read_results
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 UNITS = {"validation loss (nats)": ("validation_loss", ""), "step time": ("step_time", "s"),
          "training time": ("training_time", "s"), "memory": ("memory", "B"), "compute": ("compute", "FLOP"),
          "checkpoint": ("checkpoint", "B")}  # fmt: skip

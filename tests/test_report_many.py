@@ -25,6 +25,8 @@ from scalebench.reporting.svg import MAX_MARKS, MOST_MARKS, MUTED, SERIES_COLORS
 from scalebench.reporting.tables import MAX_DATA_ROWS
 from scalebench.store import Results
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 
 def of_series(number: int) -> StudyAnalysis:
     """A study of as many series, each 0.1 nats above the one before, in an order that is not that of their names."""

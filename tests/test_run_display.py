@@ -78,6 +78,7 @@ def test_plan_names_the_axes_that_multiply_and_what_is_excluded(command, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_trials")
 def test_a_run_ends_with_its_page_and_verdict_and_plan_compares(command, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY)
     code, out, _ = command("run", "tiny.toml", "--report", "--jobs", "2")

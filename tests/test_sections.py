@@ -23,6 +23,8 @@ from scalebench.running.planning import load_study
 from scalebench.running.sweep import Sweep, execute
 from scalebench.store import Results, read_results
 
+pytestmark = pytest.mark.usefixtures("few_refits")
+
 
 @pytest.fixture(scope="module")
 def results(synthetic_folder: Path) -> Results:

@@ -128,6 +128,7 @@ def test_a_worker_sees_only_its_own_gpus(tmp_path: Path, monkeypatch: pytest.Mon
         (["--slots", "gpu=1", "--engine", "ray"], "--slots: the engine ray"),
         (["--slots", "gpu=1", "--set", "train.processes=2"], "a trial asks for 2 GPUs and there are slots for 1"),
         (["--set", "train.processes=2"], "a trial asks for 2 GPUs and this machine has 0"),
+        ([], "a trial asks for 1 GPU and this machine has 0"),
     ],
 )
 def test_more_gpus_than_there_are_is_one_line(

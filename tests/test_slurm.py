@@ -194,7 +194,7 @@ def workers(study_dir: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("needs", "words"),
     [
-        (Resources(gpus=1), "1 GPUs"),
+        (Resources(gpus=1), "1 GPU,"),
         (Resources(cpus=1000), "1000 cores"),
         (Resources(memory_bytes=10**13), "MiB"),
     ],

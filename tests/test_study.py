@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -69,7 +70,7 @@ def test_zipped_axes_advance_together_and_excluded_points_are_gone() -> None:
 @pytest.mark.parametrize("table", ["model", "data", "train", "inference", "from", "fit", "run"])
 def test_a_value_in_place_of_a_table_is_one_error(table: str) -> None:
     raw = tomllib.loads(HEAD)
-    override(raw, [f"{table}=3"])
+    override(raw, [f"{table}=3"], WORKLOADS)
     _, lines = parse_study(raw, WORKLOADS)
     assert [line for line in lines if not line.startswith("model.family: missing")] == [
         f"{table}: expected a table (given 3)"
@@ -132,13 +133,38 @@ def test_each_mistake_is_one_line_with_its_key(text: str, key: str, word: str) -
 
 def test_settings_override_fields_and_bad_ones_are_refused() -> None:
     raw = tomllib.loads(HEAD)
-    override(raw, ["train.seed=[1,2]", "train.schedule=cosine", "model.params = 1e4"])
+    override(raw, ["train.seed=[1,2]", "train.schedule=cosine", "model.params = 1e4"], WORKLOADS)
     study, _ = parse_study(raw, WORKLOADS)
     assert study is not None
     assert (study.train.seed, study.train.schedule, study.model.params) == ((1, 2), ("cosine",), (1e4,))
     for bad in ("train.seed", "=3", "name.x=3"):
         with pytest.raises(StudyError, match="--set"):
-            override(raw, [bad])
+            override(raw, [bad], WORKLOADS)
+
+
+def test_a_setting_replaces_the_fields_that_it_excludes(command, tmp_path: Path) -> None:
+    raw = tomllib.loads(HEAD + "params = 1e4\n[train]\nsteps = 5\nseed = 3")
+    override(raw, ["train.tokens=4096", "model.size=gpt2"], WORKLOADS)
+    assert raw["train"] == {"tokens": 4096, "seed": 3}
+    assert (raw["model"]["size"], "params" in raw["model"]) == ("gpt2", False)
+    override(raw, ["train.steps=[1,2]", "train.flops=9"], WORKLOADS)  # both named here: a mistake, which is reported
+    study, lines = parse_study(raw, WORKLOADS)
+    assert study is None
+    assert any("only one of" in line for line in lines)
+    (tmp_path / "both.toml").write_text(HEAD + "params = 1e4\n[train]\nsteps = 5\ntokens = 9")
+    code, _, err = command("plan", "both.toml")
+    assert code == 2
+    assert "train.tokens: only one of steps, tokens" in err
+    assert command("plan", "both.toml", "--set", "train.tokens=300k")[0] == 0
+
+
+def test_numbers_of_settings_may_have_suffixes(command, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(HEAD + "[train]\nsteps = 2")
+    code, out, err = command("plan", "s.toml", "--set", "model.params=[4k, 1.6e4, 0.1M]", "--set", "title=2B or 3M")
+    assert code == 0, err
+    assert "model.params (3)" in out
+    (line,) = command("plan", "s.toml", "--set", "model.params=1X")[2].splitlines()
+    assert "given '1X'" in line
 
 
 def test_files_that_are_not_toml_are_refused_by_name(tmp_path) -> None:

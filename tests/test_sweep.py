@@ -42,7 +42,6 @@ def test_retry_takes_up_the_statuses_asked_for(small_study: Path, tmp_path: Path
     assert len(survey(study, tmp_path / "results", ["failed", "unsupported"]).missing) == 1
 
 
-@pytest.mark.slow
 def test_rows_of_other_code_are_announced_and_run_again_when_asked(small_study: Path, copied: Path) -> None:
     study = load_study(small_study, ["model.params=200", "train.seed=0"])
     record = record_of(study, copied)

@@ -83,7 +83,6 @@ def test_checkpointing_and_16_bits_need_less() -> None:
     assert activation_bytes(counts, spec(precision="bfloat16", implementation="sdpa"), 12) < 0.7 * plain
 
 
-@pytest.mark.slow
 def test_checkpointing_keeps_the_inputs_of_blocks() -> None:
     """What the forward pass keeps: the inputs and the output; the block that is recomputed comes on top of it."""
     config = config_of_depth(8)

@@ -24,7 +24,6 @@ def test_planted_amounts_and_their_law_are_recovered() -> None:
     assert transfer.law.fit.parameters == pytest.approx({"k": K, "a": A, "b": B}, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_intervals_hold_the_planted_values_under_noise() -> None:
     transfer = transfer_of(study(noise=0.01))
     inside = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, RESERVE_S, ROOT, Session, Step
+from session import KERNELS, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
 from session_after import after_training
 from session_measures import measuring_steps
 from session_pool import Pool
@@ -31,6 +32,7 @@ def first() -> list[Step]:
         Step("checks", checks, least_s=20, most_s=130),
         Step("tuning", tuning, least_s=15, most_s=50),
         Step("racecheck", racecheck, least_s=15, most_s=30),
+        Step("launch shapes", launch_shapes, least_s=25, most_s=45),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -282,18 +284,63 @@ def tuning(session: Session, quick: bool = False) -> str:
     return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
 
 
-def racecheck(session: Session) -> str:
-    """Check one small case of the attention kernels for races in shared memory."""
+def launch_shapes(session: Session) -> str:
+    """Time AdamW and the loss by several launch shapes, one program after the other; their rows join tune.json.
+
+    Raises ``RuntimeError`` with what both printed if one failed.
+    """
     if session.device == "cpu":
         return "needs a GPU"
+    lines, failed = [], False
+    for name in ("tuning_optimizer", "tuning_loss"):
+        try:
+            lines += [" ".join(line.split()) for line in _rows_of(session, name).splitlines() if " ms" in line]
+        except RuntimeError as error:
+            lines, failed = [*lines, f"{name}: {error}"], True
+    if failed:
+        raise RuntimeError("; ".join(lines))
+    return "; ".join(lines)
+
+
+def _rows_of(session: Session, program: str) -> str:
+    """Run a program that times shapes, keep the rows that it wrote even if it failed, and return what it printed."""
+    output = session.work / f"{program}-rows.json"
+    try:
+        return session.python(TOOLS / f"{program}.py", "--output", output)
+    finally:
+        if output.exists():
+            rows = json.loads(output.read_text(encoding="utf-8"))
+            own = {row["kernel"] for row in rows}
+            session.tuned = [row for row in session.tuned if row["kernel"] not in own] + rows
+
+
+SANITIZER = Path("/usr/local/cuda/bin/compute-sanitizer")  # where it is not on the path
+SUMMARY = re.compile(r"RACECHECK SUMMARY: (\d+) hazards?")
+
+
+def racecheck(session: Session) -> str:
+    """Check one small case of the attention kernels for races in shared memory; some machines do not let it.
+
+    Raises ``RuntimeError`` if there are hazards, or if compute-sanitizer ends without a summary.
+    """
+    if session.device == "cpu":
+        return "needs a GPU"
+    program = shutil.which("compute-sanitizer") or (str(SANITIZER) if SANITIZER.exists() else None)
+    if program is None:
+        return "not checked: compute-sanitizer is not installed"
     label = "B1 H2/1 T193 D64 bf16 causal"
-    output = session.work / "racecheck.json"
-    said = session.command(
-        "compute-sanitizer", "--tool", "racecheck", "--kernel-regex", "kns=hopper", "--print-limit", 5,
-        sys.executable, TOOLS / "check_case.py",
-        "case", "scalekernels.attention", label, "--device", "cuda", "--output", output,
-    )  # fmt: skip
-    return next((line for line in said.splitlines()[::-1] if "RACECHECK SUMMARY" in line), "no summary")
+    case = (TOOLS / "check_case.py", "case", "scalekernels.attention", label, "--device", "cuda")
+    options = ("--tool", "racecheck", "--kernel-name", "kns=hopper", "--print-limit", 5)
+    try:
+        output = session.command(program, *options, sys.executable, *case, "--output", session.work / "racecheck.json")
+    except ProgramFailedError as error:
+        if "Device not supported" in error.output:
+            return "not checked: compute-sanitizer does not support the device here"
+        raise
+    summary = SUMMARY.search(output)
+    if summary is None or int(summary[1]):
+        raise RuntimeError(last_words(output))
+    return summary[0]
 
 
 def pack_cache(session: Session) -> str:

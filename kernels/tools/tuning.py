@@ -34,8 +34,10 @@ from scalekernels.attention import hopper, hopper_gradients, launch, tuned
 from scalekernels.attention.cases import flops
 from torch import Tensor
 
+from scalebench.comparison.cuda_timing import clock_for, side_stream
+from scalebench.comparison.timing import Clock, Timer
+
 ROUNDS = 12  # samples of each candidate, in random order
-FLUSH_BYTES = 256 << 20
 MARGIN = 0.01  # by which a candidate must be faster than the shipped tile to replace it
 PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, stored with the tiles
 Run = Callable[[Any], Sequence[Tensor]]
@@ -70,9 +72,11 @@ class Tunable:
 def tunables() -> Iterator[Tunable]:
     """Yield every tunable kernel at 16k tokens of width 2048, in sequences of 8192 and 1024; methods first."""
     for length, deterministic in itertools.product((8192, 1024), (True, False)):
-        for head_dimension, causal in itertools.product((128, 64, 256), (True, False)):
+        for head_dimension, causal in itertools.product((128, 64), (True, False)):
             yield _methods(head_dimension, length, causal, deterministic)
-    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
+    for deterministic, causal in itertools.product((True, False), (True, False)):
+        yield _methods(256, 8192, causal, deterministic)
+    for head_dimension, length in ((64, 8192), (64, 1024), (128, 8192), (128, 1024)):
         for causal in (True, False):
             yield from _attention(head_dimension, length, causal)
 
@@ -168,9 +172,13 @@ def difference(output: Sequence[Tensor], expected: Sequence[Tensor]) -> str | No
     return None
 
 
-def measure(tunable: Tunable) -> list[dict[str, Any]]:
+def measure(tunable: Tunable, clock: Clock) -> list[dict[str, Any]]:
     """Return a row for each candidate: median time in seconds and TFLOP/s, or the problem."""
-    run, graphs = tunable.make(), {}
+    run, timers = tunable.make(), {}
+
+    def work(candidate: Any) -> Mapping[str, Tensor]:
+        return {str(place): result for place, result in enumerate(run(candidate))}
+
     rows: list[dict[str, Any]] = []
     expected = run(tunable.candidates[0])
     for candidate in tunable.candidates:
@@ -178,11 +186,11 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
         row |= tunable.case | {"tile": candidate._asdict()}
         try:
             row["problem"] = fault(tunable, run, candidate, expected)
-            graphs[len(rows)] = captured(run, candidate)
+            timers[len(rows)] = clock.timer(partial(work, candidate), calls=1)
         except Exception as error:  # noqa: BLE001 - a candidate may fail in any way
             row["problem"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
-    for place, samples in timed(graphs).items():
+    for place, samples in timed(timers).items():
         median = statistics.median(samples)
         rows[place] |= {"time_median_s": median, "tflops": tunable.flops / median / 1e12, "samples_s": samples}
     good = [row for row in rows if not row["problem"] and "time_median_s" in row]
@@ -190,30 +198,13 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
     return [row | {"winner": row is best} for row in rows]
 
 
-def captured(run: Run, candidate: Any) -> Any:
-    """Return a CUDA graph of one launch."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        run(candidate)
-    return graph
-
-
-def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
-    """Return the times of each graph in seconds, in random order, with the L2 cache flushed before each."""
-    source, target = (torch.randn(FLUSH_BYTES // 4, device="cuda") for _ in range(2))
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    samples: dict[int, list[float]] = {place: [] for place in graphs}
-    order = [place for place in graphs for _ in range(ROUNDS)]
+def timed(timers: Mapping[int, Timer]) -> dict[int, list[float]]:
+    """Return the samples of each timer in seconds, taken in random order after one each that does not count."""
+    samples: dict[int, list[float]] = {place: [] for place in timers}
+    order = [place for place in timers for _ in range(ROUNDS)]
     random.Random(0).shuffle(order)
-    for place in [*graphs, *order]:  # once each to warm up
-        torch.cuda._sleep(100_000)
-        target.copy_(source)
-        start.record()
-        graphs[place].replay()
-        end.record()
-        end.synchronize()
-        samples[place].append(start.elapsed_time(end) * 1e-3)
+    for place in [*timers, *order]:
+        samples[place].append(timers[place].take())
     return {place: times[1:] for place, times in samples.items()}
 
 
@@ -300,18 +291,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.adopt:
         print(f"{options.table}: {adopt(options.adopt, options.table)} rows")
         return 0
+    device = torch.device("cuda", torch.cuda.current_device())
+    with side_stream(device):
+        measure_all(quick(tunables()) if options.quick else tunables(), clock_for(device), options.output)
+    return 0
+
+
+def measure_all(every: Iterator[Tunable], clock: Clock, output: Path) -> None:
+    """Measure kernels, printing and writing the rows after each."""
     rows: list[dict[str, Any]] = []
-    for tunable in quick(tunables()) if options.quick else tunables():
+    for tunable in every:
         try:
-            rows += measure(tunable)
+            rows += measure(tunable, clock)
         except RuntimeError as error:
             rows.append({"kernel": tunable.name, "problem": f"{type(error).__name__}: {error}"[:500]})
         for row in rows[-len(tunable.candidates) :]:
             if row["kernel"] == tunable.name:
                 rate = f"{row['tflops']:6.1f} TFLOP/s" if "tflops" in row else row["problem"]
                 print(f"{row['kernel']:28} {row.get('candidate', ''):60} {rate}", flush=True)
-        options.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return 0
+        output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     both, and where they are of different machines unless ``other_machine``.
     """
     old, new = (_usable(frame) for frame in (old, new))
+    if empty := [name for name, frame in (("OLD", old), ("NEW", new)) if frame.empty]:
+        raise InputError([f"no trial of {' and of '.join(empty)} ended ok with valid numbers"])
     if not other_machine:
         _check_machines(old, new)
     names = _identity(old, new)
@@ -129,6 +131,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
 
 
 def _usable(frame: pd.DataFrame) -> pd.DataFrame:
+    if "status" not in frame:  # no trial at all
+        return frame
     invalid = frame["invalid_reason"].notna() if "invalid_reason" in frame else False
     return frame[(frame["status"] == "ok") & ~invalid]
 

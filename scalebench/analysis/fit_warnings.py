@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import trial_warnings
-from scalebench.points.doubts import data_doubts
+from scalebench.points.doubts import PERPLEXITIES, data_doubts
 from scalebench.points.files import is_results
 from scalebench.points.fit_file import fit_values
 from scalebench.points.roles import column_names
@@ -35,7 +35,12 @@ def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) ->
         table.columns.get("params", table.columns.get("x", ""))
     ):  # a loss over steps has no size to doubt
         values = {("x" if role == "params" else role): numbers for role, numbers in values.items()}
-    return [*unused, *data_doubts(path, table), *value_warnings(values, fit)]
+    by_name = data_doubts(path, table)
+    by_value = [
+        line for line in value_warnings(values, fit)
+        if PERPLEXITIES not in line or not any("looks like a perplexity" in named for named in by_name)
+    ]  # fmt: skip
+    return [*unused, *by_name, *by_value]
 
 
 def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, N, numeric
+from scalebench.errors import number_of
 from scalebench.laws import FitRefused, fit
 from scalebench.measure.statistics import combined_standard_error
 
@@ -49,7 +50,7 @@ def level_of(row: pd.Series[Any]) -> str:
     """Return the name of a row's level: its scheme, or the bits of simulated weights; with its groups and layers."""
     name = str(row["scheme"])
     if name == SIMULATED:
-        name = f"{row['bits']:g} bit{'s' * (row['bits'] != 1)}"
+        name = number_of(float(row["bits"]), "bit")
     groups = f", groups of {row['group_size']:g}" if pd.notna(row.get("group_size")) else ""
     return f"{name}{groups}{', outer layers too' if row.get('outer_layers') is True else ''}"
 

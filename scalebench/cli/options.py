@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from cyclopts import Parameter, Token
 from scalebench.cli import completions
 
 RESULTS = Path("results")
+SUFFIXED = re.compile(r"""(?<![\w.:"'/-])\d[\d_]*(?:\.\d+)?[kKMBGT](?![\w"'/-])""")  # 124M in a setting
 
 
 def _quantity(_type: Any, tokens: Sequence[Token]) -> float:
@@ -32,9 +34,24 @@ def _bytes(_type: Any, tokens: Sequence[Token]) -> float:
     return byte_count(tokens[0].value)
 
 
+def _setting(_type: Any, tokens: Sequence[Token]) -> str:
+    """Return ``key=value`` with 300M and [1k, 1.3B] as numbers of TOML, anything else as it is."""
+    from tomllib import TOMLDecodeError, loads
+
+    from scalebench.points.numerals import number
+
+    key, _, text = tokens[0].value.partition("=")
+    written = SUFFIXED.sub(lambda match: f"{number(match[0]):.0f}", text)
+    try:
+        loads(f"value = {written}")
+    except (TOMLDecodeError, RecursionError):
+        return tokens[0].value
+    return f"{key}={written}" if written != text else tokens[0].value
+
+
 Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 Settings = Annotated[
-    list[str],
+    list[Annotated[str, Parameter(converter=_setting)]],
     Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=(), show_default=False),
 ]
 StudyFile = Annotated[

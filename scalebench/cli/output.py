@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from scalebench.errors import number_of
 from scalebench.reporting import quantities
 from scalebench.store import json_safe
 
@@ -169,7 +170,7 @@ def quantity(value: float | None, unit: str = "") -> str:
 
 def trials(number: int) -> str:
     """Write how many trials: 1 trial, 2 trials."""
-    return f"{number} trial" if number == 1 else f"{number} trials"
+    return number_of(number, "trial")
 
 
 def duration(seconds: float) -> str:

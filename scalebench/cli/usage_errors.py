@@ -16,7 +16,7 @@ from cyclopts.exceptions import (
 
 from scalebench.errors import unknown
 
-KINDS = {int: "a whole number", float: "a number"}
+KINDS = {int: "a whole number", float: "a number such as 7e9, 124M or 300B"}
 
 
 def usage_line(error: CycloptsError, commands: Sequence[str]) -> str:

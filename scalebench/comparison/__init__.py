@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.comparison.options import Options, check_operation, listed
-from scalebench.errors import InputError, expect, unknown
+from scalebench.errors import InputError, expect, number_of, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ class Comparison:
     def __repr__(self) -> str:
         """Return one line: how many rows of which cases, and the folder."""
         cases = len({row["case"] for row in self.rows})
-        return f"Comparison: {len(self.rows)} rows of {cases} cases in {self.run}; .frame"
+        return f"Comparison: {number_of(len(self.rows), 'row')} of {number_of(cases, 'case')} in {self.run}; .frame"
 
     def _repr_html_(self) -> str:
         """Return the main columns as a table, for notebooks."""

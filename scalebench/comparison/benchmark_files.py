@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scalebench.errors import InputError
 from scalebench.store import StoreError, read_json
 
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+KINDS: Mapping[type, str] = {dict: "an object", list: "a list", int: "a whole number"}
+Part = TypeVar("Part", dict[str, Any], list[Any], int)
 UNKNOWN_MACHINE = "unknown"
 # asv tells by a benchmark's name what it measures; its file of results has no unit.
 NOT_A_TIME = re.compile(r"(^|\.)(mem_|Mem[A-Z_]|peakmem_|PeakMem[A-Z_]|track_|Track[A-Z_])[^.]*$")
@@ -69,7 +71,7 @@ def read_benchmarks(path: Path) -> BenchmarkFile:
                 reason = f"its benchmarks are of no times: {', '.join(others)}" if others else "holds no benchmarks"
                 raise InputError([f"{path}: {reason}"])
             _check_clashes(path, entries)
-            return BenchmarkFile(path, tool, _resolved(entries), shared(content), others)
+            return BenchmarkFile(path, tool, _resolved(entries), shared(path, content), others)
     raise InputError([f"{path}: not a JSON file of {', '.join(FORMATS)}"])
 
 
@@ -84,9 +86,19 @@ def _seconds(path: Path, name: str, value: Any, quantity: str, unit: float = 1.0
     return float(value) * unit
 
 
+def _part(place: str, parts: Any, key: str, kind: type[Part]) -> Part:
+    """Return a part of an entry, empty where it is missing or null. Raises ``InputError`` for one of another type."""
+    if not isinstance(parts, dict):
+        raise InputError([f"{place}: expected an object, not {parts!r:.40}"])
+    value = parts.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError([f"{place}: {key} is {value!r:.40}; expected {KINDS[kind]}"])
+    return value
+
+
 def _samples(path: Path, name: str, values: Any, unit: float = 1.0) -> list[float]:
-    if not isinstance(values, list):
-        return []
     return [_seconds(path, name, value, "a sample", unit) for value in values]
 
 
@@ -100,13 +112,13 @@ def _middle(values: Sequence[float]) -> float:
 
 def _pytest(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
     for number, item in enumerate(content["benchmarks"]):
+        extra = _part(f"{path}: benchmark {number}", item, "extra_info", dict)
         name = str(item.get("fullname") or item.get("name") or f"benchmark {number}")
-        stats = item.get("stats")
-        if item.get("has_error") or (item.get("extra_info") or {}).get("has_error"):
+        stats, params = (_part(f"{path}: {name}", item, key, dict) for key in ("stats", "params"))
+        if item.get("has_error") or extra.get("has_error"):
             raise InputError([f"{path}: {name}: ended with an error; leave it out of the file"])
-        if not isinstance(stats, dict):
+        if not stats:
             raise InputError([f"{path}: {name}: stats are missing"])
-        extra, params = item.get("extra_info") or {}, item.get("params") or {}
         function = str(item.get("name") or name).partition("[")[0]
         others = ", ".join(f"{key} {value}" for key, value in params.items() if key != "provider")
         provider = extra.get("provider") or params.get("provider")
@@ -118,8 +130,8 @@ def _pytest(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
             case=str(case),
             provider=chosen,
             median_s=_seconds(path, name, stats.get("median"), "the median"),
-            samples_s=_samples(path, name, stats.get("data")),
-            calls=int(stats.get("iterations") or 1),
+            samples_s=_samples(path, name, _part(f"{path}: {name}", stats, "data", list)),
+            calls=_part(f"{path}: {name}", stats, "iterations", int) or 1,
             operation=extra.get("operation"),
             backward=bool(extra.get("backward", False)),
             extra=extra,
@@ -127,12 +139,12 @@ def _pytest(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
         )
 
 
-def _pytest_machine(content: Mapping[str, Any]) -> dict[str, Any]:
+def _pytest_machine(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     info = content["machine_info"]
     cpu = info.get("cpu")
     brand = cpu.get("brand_raw") if isinstance(cpu, dict) else cpu
     count = cpu.get("count") if isinstance(cpu, dict) else None
-    commit = content.get("commit_info") or {}
+    commit = _part(str(path), content, "commit_info", dict)
     return {
         "machine_id": _machine_id(info.get("node"), info.get("machine"), brand, count),
         "cpu_model": brand or info.get("processor") or None,
@@ -152,13 +164,14 @@ def _machine_id(*parts: Any) -> str:
 
 
 def _hyperfine(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
-    for item in content["results"]:
+    for number, item in enumerate(content["results"]):
+        codes = _part(f"{path}: result {number}", item, "exit_codes", list)
         name = str(item.get("command") or "a command")
-        if any(item.get("exit_codes") or ()):
+        if any(codes):
             raise InputError([f"{path}: {name}: ended with an error in some runs; leave it out of the file"])
-        parameters = item.get("parameters") or {}
+        parameters = _part(f"{path}: {name}", item, "parameters", dict)
         case = ", ".join(f"{key} {value}" for key, value in parameters.items()) or "all"
-        samples = _samples(path, name, item.get("times"))
+        samples = _samples(path, name, _part(f"{path}: {name}", item, "times", list))
         median = item.get("median") if item.get("median") is not None else (_middle(samples) if samples else None)
         yield Benchmark(name, case, name, _seconds(path, name, median, "the median"), samples)
 
@@ -166,7 +179,8 @@ def _hyperfine(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
 def _google(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
     repetitions: dict[str, list[float]] = {}
     calls: dict[str, int] = {}
-    for item in content["benchmarks"]:
+    for number, item in enumerate(content["benchmarks"]):
+        count = _part(f"{path}: benchmark {number}", item, "iterations", int)
         name = str(item.get("run_name") or item.get("name") or "a benchmark")
         if item.get("error_occurred"):
             raise InputError([f"{path}: {name}: ended with an error ({item.get('error_message', '')})"])
@@ -176,52 +190,57 @@ def _google(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
         if unit is None:
             raise InputError([f"{path}: {name}: time_unit is {item['time_unit']!r}; known: {', '.join(UNITS_S)}"])
         repetitions.setdefault(name, []).append(_seconds(path, name, item.get("real_time"), "real_time", unit))
-        calls[name] = int(item.get("iterations") or 1)
+        calls[name] = count or 1
     for name, samples in repetitions.items():
         function, _, case = name.partition("/")
         yield Benchmark(name, case or "all", function, _middle(samples), samples, calls[name])
 
 
-def _google_machine(content: Mapping[str, Any]) -> dict[str, Any]:
+def _google_machine(_: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     context = content["context"]
     parts = (context.get("host_name"), context.get("num_cpus"), context.get("mhz_per_cpu"))
     return {"machine_id": _machine_id(*parts), "started_at": context.get("date")}
 
 
 def _asv(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
-    columns = content.get("result_columns") or ["result", "params", "version"]
+    columns = _part(str(path), content, "result_columns", list) or ["result", "params", "version"]
     for name, stored in content["results"].items():
         if NOT_A_TIME.search(name):
             continue
         row = dict(zip(columns, stored, strict=False)) if isinstance(stored, list) else stored
-        results, params = row.get("result"), row.get("params") or []
-        if results is None:
+        results, params, stored_samples = (
+            _part(f"{path}: {name}", row, key, list) for key in ("result", "params", "samples")
+        )
+        if not results:
             raise InputError([f"{path}: {name}: has no result (it failed or was skipped)"])
+        if not all(isinstance(values, list) for values in params):
+            raise InputError([f"{path}: {name}: params is {params!r:.40}; expected a list of lists"])
         combinations = list(product(*params)) if params else [()]
-        all_samples = row.get("samples") or [None] * len(combinations)
+        all_samples = stored_samples or [None] * len(combinations)
         for combination, result, samples in zip(combinations, results, all_samples, strict=False):
             if result is None or (isinstance(result, float) and math.isnan(result)):
                 continue  # asv's mark of a combination that was skipped
             case = ", ".join(map(str, combination)) or "all"
             short = name.rpartition(".")[2]
             median = _seconds(path, f"{name} ({case})", result, "the result")
-            times = _samples(path, name, samples)
+            times = _samples(path, name, samples if isinstance(samples, list) else [])
             yield Benchmark(f"{name} ({case})", case, short, median, times, alternatives=((case, name),))
 
 
-def _asv_machine(content: Mapping[str, Any]) -> dict[str, Any]:
-    params = content.get("params") or {}
+def _asv_machine(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    params = _part(str(path), content, "params", dict)
     parts = (params.get("machine"), params.get("cpu"), params.get("num_cpu"))
     machine = {"machine_id": _machine_id(*parts), "cpu_model": params.get("cpu") or None}
     return machine | {"git_commit": content.get("commit_hash")}
 
 
-def _no_machine(_: Mapping[str, Any]) -> dict[str, Any]:
+def _no_machine(_path: Path, _content: Mapping[str, Any]) -> dict[str, Any]:
     return {"machine_id": UNKNOWN_MACHINE}
 
 
+Machine = Callable[[Path, Mapping[str, Any]], dict[str, Any]]
 Reader = Callable[[Path, Mapping[str, Any]], Iterator[Benchmark]]
-FORMATS: dict[str, tuple[Mapping[str, type], Reader, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+FORMATS: dict[str, tuple[Mapping[str, type], Reader, Machine]] = {
     "pytest-benchmark": ({"benchmarks": list, "machine_info": dict}, _pytest, _pytest_machine),
     "google-benchmark": ({"benchmarks": list, "context": dict}, _google, _google_machine),
     "asv": ({"results": dict, "commit_hash": str}, _asv, _asv_machine),

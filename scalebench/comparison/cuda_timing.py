@@ -26,7 +26,8 @@ import torch
 
 from scalebench.comparison.draining import Work, joining
 from scalebench.comparison.pool import Pool
-from scalebench.comparison.timing import Clock, CpuClock, Timer, counted, poison, rerunning
+from scalebench.comparison.timing import Clock, CpuClock, Timer, poison, rerunning
+from scalebench.errors import number_of
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
 LONG_S = 500e-6  # starting a graph takes a few microseconds (``timing_floor_s`` in the rows): about one percent
@@ -157,12 +158,13 @@ class CudaClock:
             return results
 
         delay_s = self._delay(graph.replay)
-        method = f"one CUDA graph of {counted(calls)}, replayed between events, {self._before(pool)}"
+        method = f"one CUDA graph of {number_of(calls, 'call')}, replayed between events, {self._before(pool)}"
         return Timer(calls, method, lambda: self._sample(graph.replay, delay_s, pool) / calls, rerun)
 
     def _event_timer(self, work: Work, calls: int, refusal: str, pool: Pool | None) -> Timer:
         delay_s = self._delay(work)
-        how = f"events around each of {counted(calls)} launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
+        launched = f"launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
+        how = f"events around each of {number_of(calls, 'call')} {launched}"
         method = f"{how}, {self._before(pool)}; no CUDA graph: {refusal}"
 
         def take() -> float:

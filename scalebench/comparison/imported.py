@@ -13,14 +13,14 @@ import pandas as pd
 from scalebench.comparison import Comparison
 from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read_benchmarks
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.store import StoreError, check_writable, is_name, read_bytes, write_json
 from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.comparisons import new_run, read_run, write_run
 from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]
-METHOD = "{}, rounds of one provider after the other, {} call{} each"
+METHOD = "{}, rounds of one provider after the other, {} each"
 
 
 def import_files(
@@ -93,7 +93,7 @@ def _columns(file: BenchmarkFile, benchmark: Benchmark, operation: str | None) -
         "operation": str(operation), "backward": benchmark.backward, "case": benchmark.case,
         "provider": benchmark.provider, "status": "ok", "samples_s": benchmark.samples_s,
         "median_s": benchmark.median_s, "calls_per_sample": benchmark.calls, "source": file.tool,
-        "timing_method": METHOD.format(file.tool, benchmark.calls, "s" * (benchmark.calls > 1)),
+        "timing_method": METHOD.format(file.tool, number_of(benchmark.calls, "call")),
         "stop_reason": f"{file.tool}'s own rule", **file.shared,
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ import torch
 
 from scalebench.comparison.draining import Work, joining
 from scalebench.comparison.pool import Pool
+from scalebench.errors import number_of
 from scalebench.measure.statistics import FEWEST, TIMEOUT, StoppingRule
 
 # A sample repeats the call until it lasts this long, about a hundred times the clock's resolution and overhead.
@@ -77,13 +78,9 @@ class CpuClock:
             return max(total_ns - calls * overhead_ns, 1) * 1e-9 / calls
 
         fresh = pool.method if pool else "the same inputs"
-        method = f"perf_counter_ns around each of {counted(calls)}, {fresh}, caches as left by that and by other calls"
+        each = f"perf_counter_ns around each of {number_of(calls, 'call')}"
+        method = f"{each}, {fresh}, caches as left by that and by other calls"
         return Timer(calls, method, take, rerunning(work))
-
-
-def counted(calls: int) -> str:
-    """Return "1 call", "2 calls"."""
-    return f"{calls} call{'s' * (calls > 1)}"
 
 
 def _call_ns(work: Work, pool: Pool | None) -> int:

@@ -26,7 +26,7 @@ class FitRefused(ValueError):  # noqa: N818 - expected input, not a bug
 
 
 def log_sum(first: Any, second: Any) -> Any:
-    """Log of the sum of two exponentials, also of jets; the larger is taken out lest it overflow."""
+    """Log of the sum of two exponentials, of numbers of any kind; the larger is taken out lest it overflow."""
     larger = np.maximum(np.real(first), np.real(second))
     return larger + np.log(np.exp(first - larger) + np.exp(second - larger))
 
@@ -64,8 +64,8 @@ class Law:
 
     `log_terms(logs, exponents)` takes the natural logs of the inputs, shape [n], and the exponents, shape [batch, 1],
     both by name, and returns one array (or number) per coefficient. It may use arithmetic, `np.where`, and any analytic
-    NumPy function of one argument, since it is also called with jets of the exponents, but no `abs` or `max` of them;
-    their plain values, for comparisons, are `exponent.real`.
+    NumPy function of one argument, since it is also called with jets of the exponents and with complex ones. It may use
+    no `abs` or `max` of them; their plain values, for comparisons, are `exponent.real`.
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
     `same_unit` maps an input to another with the same unit; it need not vary on its own. `narrow` names inputs that
@@ -121,8 +121,8 @@ class Law:
         rates = {other: name for name, (other, _) in self.naming.rates.items()}
         return {**self.naming.logs, **rates}.get(coordinate, coordinate)
 
-    def terms(self, logs: Mapping[str, Array], exponents: Array) -> Array:
-        """Log of each term, [batch, coefficients, n], for exponents [batch, k]."""
+    def terms(self, logs: Mapping[str, Array], exponents: NDArray[Any]) -> NDArray[Any]:
+        """Log of each term, [batch, coefficients, n], for exponents [batch, k], real or complex."""
         by_name = {name: exponents[:, i, None] for i, name in enumerate(self.exponents)}
         shape = (len(exponents), next(iter(logs.values())).size)
         return np.stack([np.broadcast_to(term, shape) for term in self.log_terms(logs, by_name)], axis=1)

@@ -38,7 +38,7 @@ class Places:
         if len(where) * SHARED > n:
             every = np.arange(n)
             return cls(dict(logs), np.ones(n), False, every, None, every)
-        order = np.argsort(row, kind="stable")
+        order = None if (np.diff(row) >= 0).all() else np.argsort(row, kind="stable")
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         return cls({name: log[where] for name, log in logs.items()}, counts.astype(np.float64), True, row, order, first)
 

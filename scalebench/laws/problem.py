@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array, Law
-from scalebench.laws.jets import Pair
+from scalebench.laws.jets import IMAGINARY_STEP, Pair
 from scalebench.laws.places import Places
 
 Selection = slice | NDArray[np.intp]  # of entries of an axis
@@ -96,6 +96,12 @@ class Problem:
         means = (terms * counts).sum(axis=2) / counts.sum() if self.places.shared else terms.mean(axis=2)
         return np.where(self.free[: terms.shape[1]], means, 0.0)
 
+    def _complex_slope(self, exponents: Array, k: int) -> Array:
+        """Derivative of the centred log terms by exponent k, [batch, m, p]."""
+        step = exponents.astype(np.complex128)
+        step[:, k] += 1j * IMAGINARY_STEP
+        return np.asarray(self.centred_terms(step).imag / IMAGINARY_STEP)
+
     def centred_terms(self, exponents: NDArray[Any]) -> NDArray[Any]:
         """Log of each centred term, [batch, m, p]."""
         terms = self.law.terms(self.places.logs, exponents)
@@ -103,15 +109,15 @@ class Problem:
 
     @cached_property
     def affine(self) -> Affine | None:
-        """Log terms as linear functions of the exponents, None if they are not linear. This saves most of the work."""
+        """Log terms as linear functions of the exponents, None if they are not linear. This saves most of the work.
+
+        Their slopes are by the complex step.
+        """
         k = len(self.law.exponents)
         low, high = (np.atleast_2d(bound)[0, bound.shape[-1] - k :] for bound in (self.lower, self.upper))
         probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
-        terms, (by_exponent, bends) = self.centred_terms(probes), self._slopes(probes[:1])
-        if bends:
-            return None
-        slopes = np.array([by_exponent[j][0] if j in by_exponent else np.zeros(terms.shape[1:]) for j in range(k)])
-        slopes = slopes.reshape(k, *terms.shape[1:])
+        terms = self.centred_terms(probes)
+        slopes = np.array([self._complex_slope(probes[:1], j)[0] for j in range(k)]).reshape(k, *terms.shape[1:])
         base = terms[0] - np.tensordot(probes[0], slopes, axes=1)
         if not np.allclose(base + np.tensordot(probes, slopes, axes=1), terms, rtol=1e-10, atol=1e-10):
             return None
@@ -200,9 +206,6 @@ class Problem:
         """First and second derivatives of the centred log terms, [batch or 1, m, p]; those that are absent are zero."""
         if self.affine:
             return {k: slope[None] for k, slope in enumerate(self.affine.slopes)}, {}
-        return self._slopes(exponents)
-
-    def _slopes(self, exponents: Array) -> tuple[Slopes, Bends]:
         slopes, bends = self.law.slopes(self.places.logs, exponents)
         return self._centred(slopes), self._centred(bends)
 
@@ -216,13 +219,11 @@ class Problem:
         total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
         for k, first in slopes.items():
             moved = self._moved(k)
-            along = pulled[:, moved] * first[:, moved]
-            total[:, moved, m + k] = total[:, m + k, moved] = along.sum(axis=2)
+            total[:, moved, m + k] = total[:, m + k, moved] = (pulled[:, moved] * first[:, moved]).sum(axis=2)
             for j, second in slopes.items():
-                if j > k:
-                    continue
-                bent = (along * second[:, moved]).sum(axis=2)
-                total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
+                if j <= k:
+                    bent = (pulled[:, moved] * (first[:, moved] * second[:, moved])).sum(axis=2)
+                    total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
         for (k, j), second in bends.items():
             bent = (coefficients * (pulled * second).sum(axis=2)).sum(axis=1)
             total[:, m + k, m + j] += bent
@@ -231,7 +232,7 @@ class Problem:
         return total
 
     def sorted(self) -> Problem:
-        """The same problem with its rows in the order of their places, which sums them faster."""
+        """The same problem with its rows in the order of their places, where sums over places copy nothing."""
         order, places = self.places.order, self.places.sorted()
         if order is None:
             return self

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array
 from scalebench.laws.problem import Problem
@@ -20,6 +21,8 @@ ROWS = 4000  # with more rows, starts are compared on a sample
 GRID_ROWS = 1000
 GRID_ROWS_MANY = 250
 LEAST_PIVOT = 1e-4  # of a Cholesky factor that is as exact as eigenvectors
+LEAST_CURVATURE = 1e-12  # relative to the majorant
+MANY = 32  # systems from which eliminating all at once beats eigenvectors of each
 
 
 def starts(problem: Problem) -> Array:
@@ -140,19 +143,64 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     blocked = (
         ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
     )
-    # Whitening by the majorant makes the damping free of units; the ridge covers terms that are switched off.
+    # Scaling by the majorant makes the damping free of units; the ridge covers terms that are switched off.
     diagonal = np.sqrt(np.maximum(_diagonal(majorant), 1e-300))
     scale = ~blocked / np.where(blocked | (diagonal <= 1e-140), 1.0, diagonal)
     scaled = majorant * (scale[:, :, None] * scale[:, None, :])
     _diagonal(scaled)[:] += 1e-14 + blocked  # blocked rows are zero in both matrices
+    if len(theta) < MANY:
+        return _turned_step(gradient, newton, scaled, scale, damping)
+    curved = newton * (scale[:, :, None] * scale[:, None, :])
+    _diagonal(curved)[:] += blocked
+    step, decrease, convex = _convex_step(gradient * scale, curved, scaled, damping)
+    step *= scale
+    if not convex.all():
+        left = np.flatnonzero(~convex)
+        step[left], decrease[left] = _turned_step(*(each[left] for each in (gradient, newton, scaled, scale, damping)))
+    return step, decrease
+
+
+def _turned_step(gradient: Array, newton: Array, scaled: Array, scale: Array, damping: Array) -> tuple[Array, Array]:
+    """The step [batch, P] and its predicted decrease [batch] by eigenvectors, of Newton matrices with any curvature."""
     whiten = scale[:, :, None] * _whitening(scaled)
     curvature, turn = np.linalg.eigh(whiten.swapaxes(1, 2) @ newton @ whiten)
     whiten = whiten @ turn
     along = (gradient[:, None, :] @ whiten)[:, 0]
     # |curvature| turns saddles into descent directions.
-    solid = np.abs(curvature) + 1e-12
+    solid = np.abs(curvature) + LEAST_CURVATURE
     step = -(whiten @ (along / (solid + damping[:, None]))[..., None])[..., 0]
     return step, (along**2 / (solid + np.minimum(damping, 1.0)[:, None])).sum(axis=1) / 2
+
+
+def _convex_step(
+    gradient: Array, newton: Array, majorant: Array, damping: Array
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """The same, in scaled coordinates, without eigenvectors; and where it holds, [batch]: for positive curvature."""
+    batch, most = len(gradient), float(damping.max())
+    dampings = [damping, np.minimum(damping, 1.0)] if most > 1 else [damping]
+    matrices = [newton, *(newton + (LEAST_CURVATURE + each)[:, None, None] * majorant for each in dampings)]
+    solved, pivots = _eliminated(np.concatenate(matrices), np.concatenate([gradient] * len(matrices)))
+    decrease = (gradient * solved[-batch:]).sum(axis=1) / 2
+    return -solved[batch : 2 * batch], decrease, pivots[:batch] > LEAST_PIVOT**2
+
+
+def _eliminated(matrices: Array, right: Array) -> tuple[Array, Array]:
+    """Solutions [batch, P] of symmetric systems by elimination of all of them at once, and smallest pivots [batch].
+
+    Numbers of systems whose pivots are not positive mean nothing.
+    """
+    m, x = np.ascontiguousarray(matrices.transpose(1, 2, 0)), np.ascontiguousarray(right.T)
+    size = len(x)
+    with np.errstate(all="ignore"):
+        for k in range(size - 1):
+            ratio = m[k + 1 :, k] / m[k, k]
+            m[k + 1 :, k + 1 :] -= ratio[:, None] * m[k, k + 1 :]
+            x[k + 1 :] -= ratio * x[k]
+        for k in reversed(range(size)):
+            x[k] -= (m[k, k + 1 :] * x[k + 1 :]).sum(axis=0)
+            x[k] /= m[k, k]
+    pivots = m[np.arange(size), np.arange(size)]
+    return x.T, np.where(np.isfinite(pivots).all(axis=0), pivots.min(axis=0), -np.inf)
 
 
 def _diagonal(matrices: Array) -> Array:
@@ -164,7 +212,7 @@ def _diagonal(matrices: Array) -> Array:
 def _whitening(matrices: Array) -> Array:
     """W [batch, P, P] with W' M W = 1 for each M of the matrices, which have a unit diagonal."""
     try:
-        factors: Array = np.linalg.cholesky(matrices)
+        factors = np.asarray(np.linalg.cholesky(matrices), dtype=np.float64)
         if _diagonal(factors).min() > LEAST_PIVOT:
             return np.asarray(np.linalg.inv(factors).swapaxes(1, 2))
     except np.linalg.LinAlgError:
@@ -178,7 +226,7 @@ def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, 
 
     Works in blocks whose arrays stay in the processor's cache, which halves the time of a bootstrap.
     """
-    problem = problem.sorted()
+    problem = problem.sorted() if len(theta) >= MANY else problem
     rows = max(BLOCK // problem.target.shape[-1], 8)
     if len(theta) <= rows:
         return _polish(problem, theta, width)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from scalebench.errors import number_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -135,8 +137,7 @@ def matmul_ceiling(precision: str, threads: int, sides: Sequence[int] = CPU_SIDE
         rate, side = best_product(sides, getattr(torch, precision), torch.device("cpu"), seconds)
     finally:
         torch.set_num_threads(before)
-    plural = "" if threads == 1 else "s"
-    return Peak(rate, f"measured ceiling: {precision} matrix product of {side}, {threads} thread{plural}")
+    return Peak(rate, f"measured ceiling: {precision} matrix product of {side}, {number_of(threads, 'thread')}")
 
 
 def cpu_peak(precision: str, threads: int) -> Peak:

@@ -7,25 +7,24 @@ cell, which pyarrow does not know, and the header. experiments/bench_points.py c
 from __future__ import annotations
 
 import csv
-import gzip
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from scalebench.points.batches import MISSING, PointsError, Table, check_unique, empty_file, named_errors
+from scalebench.points.text_files import encoding_of, is_gzipped, open_text
 
-DELIMITERS = ",;\t"
-SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # first line of a CSV from Excel
+DELIMITERS = ",;\t|"
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # first line of a CSV from Excel
 BLOCK_BYTES = 1 << 22  # also the longest row; larger blocks take more memory and no less time
 LONGEST_HEADER = 1 << 20
-BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # as Excel writes "Unicode text"
+NOT_UNICODE = "not a text file in UTF-8 or UTF-16; save it as CSV in UTF-8, or as Parquet"
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,9 @@ def open_csv(path: Path) -> Table:
     )
 
 
-def _open_text(path: Path, errors: str = "strict") -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding=_encoding(path), errors=errors, newline="")
-    return path.open(encoding=_encoding(path), errors=errors, newline="")
-
-
-def _encoding(path: Path) -> str:
-    """Return the encoding that a file's first bytes show: UTF-16 with a byte-order mark, else UTF-8."""
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        return BYTE_ORDER_MARKS.get(file.read(2), "utf-8-sig")
-
-
 def _header(path: Path) -> _Header:
     try:
-        with _open_text(path) as file:
+        with open_text(path, errors="replace") as file:  # another column may be in another encoding
             first = file.readline(LONGEST_HEADER)
             while first.isspace():
                 first = file.readline(LONGEST_HEADER)
@@ -71,6 +58,8 @@ def _header(path: Path) -> _Header:
                 raise PointsError(
                     [f"{path}: its first line has zero bytes: not a text file; export it as CSV or Parquet"]
                 )
+            if "\ufffd" in first:
+                raise PointsError([f"{path}: {NOT_UNICODE}"])
             if len(first) == LONGEST_HEADER:
                 raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
             separator = SEPARATOR_LINE.fullmatch(first)
@@ -79,9 +68,8 @@ def _header(path: Path) -> _Header:
             reader = csv.reader(file, delimiter=delimiter)
             rows = (row for row in reader if any(map(str.strip, row)))
             names = next(islice(rows, 1 if separator else 0, None), None)
-    except (UnicodeDecodeError, csv.Error) as error:
-        problem = f"not a text file in UTF-8 or UTF-16 ({error})"
-        raise PointsError([f"{path}: {problem}; export it as CSV or Parquet"]) from error
+    except csv.Error as error:
+        raise PointsError([f"{path}: {NOT_UNICODE} ({error})"]) from error
     except (EOFError, zlib.error) as error:
         raise PointsError([f"{path}: not readable as gzip ({error})"]) from error
     if names is None:
@@ -90,7 +78,7 @@ def _header(path: Path) -> _Header:
 
 
 def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    encoding = _encoding(path).removesuffix("-sig").replace("-", "")  # pyarrow skips the mark of UTF-8 itself
+    encoding = encoding_of(path).replace("utf-8-sig", "utf8")  # pyarrow skips the mark of UTF-8 itself
     read_options = pa_csv.ReadOptions(
         block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines, encoding=encoding
     )
@@ -103,9 +91,12 @@ def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterato
     )
     with named_errors(path, "CSV"):
         try:
-            with pa_csv.open_csv(
-                path, read_options=read_options, parse_options=parse, convert_options=convert
-            ) as reader:
+            with (
+                pa.input_stream(str(path), compression="gzip" if is_gzipped(path) else None) as file,
+                pa_csv.open_csv(
+                    file, read_options=read_options, parse_options=parse, convert_options=convert
+                ) as reader,
+            ):
                 yield from reader
         except pa.ArrowInvalid as error:
             if "Empty CSV" not in str(error):  # a header alone is a table of no rows
@@ -116,7 +107,7 @@ def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterato
 def _csv_rows(path: Path, header: _Header) -> Iterator[tuple[int, list[str]]]:
     """Yield rows with their last line, for error messages: pyarrow does not count empty lines and lines of one row."""
     csv.field_size_limit(BLOCK_BYTES)  # as for pyarrow; the default is 128 KiB
-    with _open_text(path, errors="replace") as file:  # columns that are not read may be in another encoding
+    with open_text(path, errors="replace") as file:  # columns that are not read may be in another encoding
         reader = csv.reader(file, delimiter=header.delimiter)
         for cells in reader:
             if cells and reader.line_num > header.lines:

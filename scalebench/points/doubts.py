@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalebench.errors import number_of
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.batches import texts
 from scalebench.points.files import open_table
@@ -21,6 +22,7 @@ UNITS = {
     ("ppl", "perplexity"): "a perplexity; the laws are of nats: take its logarithm",
     ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws are of nats: times 0.693 (ln 2)",
 }
+PERPLEXITIES = "perplexities?"  # the question on losses that are too high, where their name does not answer it
 HIGHEST_NATS = 15.0  # a uniform guess among 3 million tokens
 MOST_TOKENS_PER_PARAMETER = 1e5  # 50 times what Llama 3 8B was trained on
 LEAST_TOKENS_PER_PARAMETER = 1e-2
@@ -62,9 +64,9 @@ def _run_doubts(path: Path, read: PointTable) -> list[str]:
     if len(counts) == len(read) or sum(counts.values()) != len(read):  # each once, or rows were selected
         return []
     longest = max(counts, key=lambda run: counts[run])
-    named = f"{len(counts)} run{'s' * (len(counts) > 1)}"
+    named, rows = number_of(len(counts), "run"), number_of(len(read), "row")
     return [
-        f"column {name!r} names {named} for {len(read)} rows ({longest!r}: {counts[longest]}): checkpoints of one run "
+        f"column {name!r} names {named} for {rows} ({longest!r}: {counts[longest]}): checkpoints of one run "
         "are not independent, and intervals that count them so are too narrow; "
         f"--run-column {name!r} counts each run once, with --last only its last row"
     ]
@@ -85,7 +87,8 @@ def _size_doubts(values: Mapping[str, Any]) -> list[str]:
     if ratio > MOST_TOKENS_PER_PARAMETER:
         return [f"{ranges}: are the parameters in {_unit(params)}? Write counts, such as 124e6 or 124M"]
     if ratio < LEAST_TOKENS_PER_PARAMETER and tokens.max() < params.max():
-        return [f"{ranges}: are the tokens in {_unit(tokens)}? Write counts, such as 300e9 or 300B"]
+        slip = f"are the tokens in {_unit(tokens)}? Or are the columns swapped?"
+        return [f"{ranges}: {slip} Write counts, such as 300e9 or 300B"]
     if max(params.max(), tokens.max()) < 1e6 and params.min() >= 1 and ratio > 1:
         return [f"{ranges}: are both in millions? FLOPs (6ND) and predictions need counts, such as 124e6 or 124M"]
     return []
@@ -123,5 +126,5 @@ def _spread_doubts(values: Mapping[str, Any]) -> list[str]:
             "evaluation sets or two series mixed? Select one with --where"
         )
     if "loss" in values and float(np.median(np.asarray(loss, dtype=float))) > HIGHEST_NATS:
-        lines.append(f"losses up to {np.max(loss):.3g}: perplexities? The laws are of nats: take their logarithm")
+        lines.append(f"losses up to {np.max(loss):.3g}: {PERPLEXITIES} The laws are of nats: take their logarithm")
     return lines

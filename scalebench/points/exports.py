@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.errors import number_of
 from scalebench.points.batches import PointsError, Table, numbers
 from scalebench.store import read_bytes, read_json
 
@@ -118,7 +119,7 @@ def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
     frame = pd.concat(named, ignore_index=True)
     kinds = ", ".join(dict.fromkeys(NAMES[kind] for kind, _ in runs))
     number = frame[RUN].nunique()
-    return frame, f"{kinds}, {number} run{'s' * (number != 1)}; {_columns_of(frame)}"
+    return frame, f"{kinds}, {number_of(number, 'run')}; {_columns_of(frame)}"
 
 
 def _run_name(path: Path, place: Path) -> str:

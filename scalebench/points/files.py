@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +11,15 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from scalebench.errors import number_of
 from scalebench.points import exports
 from scalebench.points.batches import PointsError, Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
+from scalebench.points.text_files import encoding_of, open_bytes
 from scalebench.store import Results, of_plans, read_results
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
+LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
 SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 BATCH_ROWS = 1 << 18
 
@@ -86,7 +89,9 @@ def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> 
 
 def _open_lines(path: Path) -> Table:
     """Open a file with a JSON object in each line."""
-    with named_errors(path, "JSON lines"), pa.input_stream(str(path), compression="detect") as file:
+    with named_errors(path, "JSON lines"), open_bytes(path) as file:
+        if encoding_of(path).startswith("utf-16"):
+            file = BytesIO(file.read().decode(encoding_of(path)).encode())  # noqa: PLW2901 - pyarrow reads UTF-8 alone
         table = pa_json.read_json(file, pa_json.ReadOptions(block_size=1 << 24))
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     return of_frame(path, table.select(plain).to_pandas(), "", "line")
@@ -125,7 +130,7 @@ def open_results(path: Path, results: Results) -> Table:
     trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
     valid = (ok if trained.empty else trained).reset_index(drop=True)
     if valid.empty:
-        raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])
+        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = valid[name].iloc[row]

@@ -17,8 +17,9 @@ SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B a
 Mark = Literal[".", ","]  # what separates the whole part of a number from its decimals
 
 _SIGN, _EXPONENT = r"[+-]?", r"(?:[eE][+-]?\d+)?"
-_SUFFIXED = re.compile(rf"({_SIGN}\d[\d.,_' ]*?{_EXPONENT}) ?([kKmMbBgGtTpP])")
 _GROUPS = r"\d{1,3}"
+_GAPS = r"_'’ \u00a0\u202f\u2009"  # between thousands: Swiss apostrophes, and spaces of several widths
+_SUFFIXED = re.compile(rf"({_SIGN}\d[\d.,{_GAPS}]*?{_EXPONENT}) ?([kKmMbBgGtTpP])")
 # Thousands with commas (1,234,567 or 1,234.5), and decimal commas (3,14, 0,123, 1.234,5).
 _COMMA_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:(?:,\d{{3}}){{2,}}(?:\.\d*)?|,\d{{3}}\.\d*){_EXPONENT}")
 _DECIMAL_COMMA = re.compile(
@@ -29,7 +30,7 @@ _DECIMAL_COMMA = re.compile(
 _DOT_GROUPS = re.compile(rf"{_SIGN}[1-9]\d{{0,2}}(?:\.\d{{3}})+")
 ONE_DOT = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
 _ONE_COMMA = re.compile(rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}")  # either
-_OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[_' \u00a0\u202f]\d{{3}})+(?:[.,]\d*)?{_EXPONENT}")
+_OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[{_GAPS}]\d{{3}})+(?:[.,]\d*)?{_EXPONENT}")
 
 
 def number(text: str) -> float:
@@ -91,7 +92,7 @@ def plain(text: str, mark: Mark | None) -> str:
         except ValueError:
             return text
     if _OTHER_GROUPS.fullmatch(text):
-        return re.sub(r"[_' \u00a0\u202f]", "", text).replace(",", ".")
+        return re.sub(f"[{_GAPS}]", "", text).replace(",", ".")
     if mark == "," and any(form.fullmatch(text) for form in (_DOT_GROUPS, _DECIMAL_COMMA, _ONE_COMMA)):
         return text.replace(".", "").replace(",", ".")
     if mark == "." and (_COMMA_GROUPS.fullmatch(text) or _ONE_COMMA.fullmatch(text)):

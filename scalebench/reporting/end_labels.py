@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 Array = NDArray[np.float64]
 
@@ -50,6 +52,8 @@ def apart(places: Sequence[float], gap: float, lowest: float = 0.0, highest: flo
 
     Their order stays. Where ``lowest`` to ``highest`` has no room for all of them, the gap is what it has room for.
     """
+    from scipy.optimize import isotonic_regression
+
     n = len(places)
     gap = min(gap, (highest - lowest) / max(n - 1, 1))
     order = np.argsort(places, kind="stable")
@@ -62,6 +66,8 @@ def apart(places: Sequence[float], gap: float, lowest: float = 0.0, highest: flo
 
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Write the name of each line to the right of the axes, with a leader from its end; the figure grows as needed."""
+    from matplotlib.lines import Line2D
+
     figure = axes.get_figure()
     assert figure is not None
     height = max(figure.get_figheight(), LINE_POINTS / 72 * len(ends) / AXES_SHARE)  # type: ignore[union-attr]

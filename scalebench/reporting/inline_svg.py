@@ -9,8 +9,6 @@ import zlib
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-
 from scalebench.reporting.end_labels import LEADER
 from scalebench.reporting.quantities import printable
 from scalebench.reporting.scales import scales_of
@@ -27,6 +25,8 @@ REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
 
 def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     """Return the figure as an inline SVG element; its ids depend on ``name`` alone, which differs within a page."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     marks.thin()
     buffer = io.StringIO()
     # With every entry empty, matplotlib writes no date, version or address.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, undetermined
 from scalebench.analysis.trials import N, numeric
+from scalebench.errors import number_of
 from scalebench.measure.statistics import mean_interval
-from scalebench.reporting.quantities import NBSP, NO_INTERVAL, bounded, formula, quantity, symbol
+from scalebench.reporting.quantities import NBSP, bounded, formula, interval_words, quantity, symbol
 from scalebench.reporting.tables import Cell, Table, number, word
 
 FEWEST_SEEDS = 3  # with fewer no finding is confirmed or contradicted
@@ -75,9 +76,8 @@ class Finding:
             return self.reason
         text, interval = bounded(self.value, self.low, self.high)
         unit = f" {self.unit}" if self.unit else ""
-        interval = interval if interval == NO_INTERVAL else f"95 % interval {interval}"
         few = f"; fewer than {FEWEST_SEEDS} {self.each}s" if self.seeds < FEWEST_SEEDS else ""
-        return f"{self.effect}: {text}{unit} ({interval}, {self.seeds} {self.each}{'s' * (self.seeds != 1)}{few})"
+        return f"{self.effect}: {text}{unit} ({interval_words(interval)}, {number_of(self.seeds, self.each)}{few})"
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,11 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     return (text + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
 
 
+def interval_words(ends: str) -> str:
+    """Return the ends of an interval as ``bounded`` writes them, named: 95 % interval 1 to 2; or that there is none."""
+    return ends if ends in (NO_INTERVAL, NO_SPREAD) else f"95 % interval {ends}"
+
+
 def _distinct(low: float, high: float) -> list[str]:
     """Format two different numbers with the fewest significant digits, five or more, that tell them apart."""
     texts = ([significant(end, digits) for end in (low, high)] for digits in range(5, 17))

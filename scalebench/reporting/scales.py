@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from matplotlib.axis import Axis
-from matplotlib.ticker import FixedFormatter, NullFormatter
+from typing import TYPE_CHECKING
 
 from scalebench.reporting.svg import Marks
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 ROOM = 1.05  # between the smallest value and the lower end of a logarithmic axis
 
@@ -29,6 +31,8 @@ def scales_of(marks: Marks) -> list[list[float | bool | None]]:
 def _scale(
     axis: Axis, start: float, end: float, limits: tuple[float, float], smallest: float
 ) -> list[float | bool | None]:
+    from matplotlib.ticker import FixedFormatter, NullFormatter
+
     low, high = limits
     named = isinstance(axis.get_major_formatter(), FixedFormatter | NullFormatter)
     least = (low if low > 0 else min(smallest / ROOM, high / 10)) if not named and low < high and smallest > 0 else None

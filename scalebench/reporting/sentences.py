@@ -15,10 +15,10 @@ from scalebench.reporting.quantities import (
     CLEAR,
     NBSP,
     NEGLIGIBLE,
-    NO_INTERVAL,
     NO_SPREAD,
     bounded,
     formula,
+    interval_words,
     percent,
     quantity,
     significant,
@@ -121,8 +121,7 @@ def law_sentence(series: Series) -> str:
 
 def _bracket(interval: str, also: str = "") -> str:
     """Return an interval in brackets after a space; nothing for one without width."""
-    inside = f"95 % interval {interval}" if interval not in (NO_INTERVAL, NO_SPREAD) else interval
-    return f" ({inside}{also})" if interval != NO_SPREAD else ""
+    return f" ({interval_words(interval)}{also})" if interval != NO_SPREAD else ""
 
 
 def held_out_sentence(series: Series) -> str:

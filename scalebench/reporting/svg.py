@@ -6,20 +6,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis, YAxis
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scalebench.reporting.end_labels import end_of, label_ends
 from scalebench.reporting.quantities import tick
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
 INK, MUTED, GRID, PAPER = "#111111", "#777777", "#dddddd", "#fefefe"
@@ -136,6 +136,8 @@ SIZE_LABEL = "size N (non-embedding parameters)"
 
 def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
+    from matplotlib.ticker import EngFormatter
+
     axes.set_xscale("log")
     log_ticks(axes.xaxis, *axes.get_xlim(), dense=1000)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
@@ -147,13 +149,16 @@ def log_ticks(axis: Axis, low: float, high: float, dense: float = 300, *, few: b
 
     At powers of ten alone where high is more than ``dense`` times low; ``few`` where the axis is short.
     """
+    from matplotlib.axis import YAxis
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     ratio, beside = high / low, (*SUBS, *Y_SUBS) if isinstance(axis, YAxis) else SUBS
     choices = FEW_SUBS if few else sorted(beside)
     subs = next((subs for most, subs in choices if ratio < min(most, dense)), (1,))
     # As on a linear axis: there would be two, or one.
     linear = MaxNLocator(3 if few else 5, steps=[1, 2, 2.5, 5, 10])
     axis.set_major_locator(linear if ratio < 3 else LogLocator(subs=subs))
-    axis.set_minor_locator(NullLocator())
+    axis.minorticks_off()
 
 
 def legend_width(labels: Sequence[str], columns: int) -> int:
@@ -170,6 +175,8 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
 
     The legend is above the axes, where it hides no data, in as many columns as fit.
     """
+    from matplotlib.lines import Line2D
+
     handles, labels = marks.axes.get_legend_handles_labels()
     ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
             for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
@@ -202,7 +209,7 @@ def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
         return
     axes.set_xscale("log")
     log_ticks(axes.xaxis, low, high)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
@@ -211,7 +218,7 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
     if log:
         axes.set_yscale("log")
         log_ticks(axes.yaxis, *axes.get_ylim())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
     size_axis(axes)
     axes.set_ylabel(ylabel)
     legend(marks)
@@ -234,11 +241,15 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
-    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+    import matplotlib as mpl  # here, as they take seconds to import and sentences and tables do without
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    from scalebench.reporting.layout import OneAxesLayout
 
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(5.6, height), layout="constrained")
+        figure = Figure(figsize=(5.6, height), layout=OneAxesLayout())
         axes = figure.subplots()
         sns.despine(ax=axes)
         yield Marks(figure, axes)

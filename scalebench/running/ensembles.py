@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
+from scalebench.errors import number_of
 from scalebench.running.engines.base import Resources
 from scalebench.workloads.ensemble import shared_by, why_alone
 
@@ -32,7 +33,7 @@ class Grouping:
         """Say how many trials are trained together, how many are not, and why."""
         sizes = [len(batch) for batch in self.batches if len(batch) > 1]
         each = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else f"{max(sizes, default=0)}"
-        batches = "1 batch" if len(sizes) == 1 else f"{len(sizes)} batches"
+        batches = number_of(len(sizes), "batch")
         many = f"{sum(sizes)} trials in {batches} of {each}; their times and memory are not measured"
         alone = [f"one by one, {count}: {reason}" for reason, count in self.alone.most_common()]
         return [f"trained together (run.ensemble): {many if sizes else 'no trials'}", *alone]

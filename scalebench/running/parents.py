@@ -12,7 +12,7 @@ import safetensors
 from scalebench import store
 from scalebench.data import Data
 from scalebench.data.images import Images
-from scalebench.errors import InputError, StudyError
+from scalebench.errors import InputError, StudyError, number_of
 from scalebench.families import FAMILIES
 from scalebench.running.lineage import check_circle
 from scalebench.study import Parent, ParentSection, Study, Trial
@@ -179,11 +179,11 @@ def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTr
         return
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
-        raise NotMadeError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
+        raise NotMadeError(f"{path} has {number_of(len(frame), 'ok trial')}{chosen}, none of which kept its weights")
     if source.continues:
         trials, saved = len(saved), saved[saved["state_sha256"].notna()]
         if saved.empty:
-            fact = f"{path} has {trials} ok trials with weights{chosen}"
+            fact = f"{path} has {number_of(trials, 'ok trial')} with weights{chosen}"
             raise NotMadeError(f"optimizer_state: {fact}, none of which kept the state of its run")
     for row in saved.sort_values("trial_id").to_dict("records"):
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.continues)

@@ -19,6 +19,7 @@ from scalebench.running.exclusions import with_exclusions
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.running.shipped import find_study
 from scalebench.study import DataSpec, Study, Trial, trial_id
+from scalebench.study.axes import tables_of
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
@@ -64,7 +65,7 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
     """
     path = find_study(str(name))
     raw = read_toml(path)
-    override(raw, settings)
+    override(raw, settings, WORKLOADS)
     study, lines = parse_study(raw, WORKLOADS)
     if study is not None:
         lines += [*_name_lines(study), *_parent_lines(study)]
@@ -78,6 +79,8 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
                 line.partition(":")[0] for line in lines
             }  # a field with a wrong value was left out of the study
             more = (line for *_, line in _resolved(study, [None]) if line)
+            # Nor is a table incomplete that lacks such a field.
+            reported |= {key.partition(".")[0] for key in reported}
             lines += [line for line in more if line.partition(":")[0] not in reported]
     if study is None or lines:
         raise StudyError([f"{path}: {line}" for line in lines])
@@ -184,7 +187,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` when it cannot be.
     """
     workload = WORKLOADS[workload_name]
-    requested, values, data = _tables(point, "model", workload.TABLE, "data")
+    requested, values, data = tables_of(point, "model", workload.TABLE, "data")
     model = dict(requested)
     device = values.pop("device", "auto")
     if parent is not None:
@@ -231,16 +234,6 @@ def _at_model(error: InputError) -> InputError:
     """Return a family's error with the table of the study file in front."""
     text = str(error)
     return InputError(f"model.{text}" if text.split(":", maxsplit=1)[0].isidentifier() else f"model: {text}")
-
-
-def _tables(point: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """Return the values of these tables of a point, each by field."""
-    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in point.items():
-        table, _, field = key.partition(".")
-        if table in tables:
-            tables[table][field] = value
-    return list(tables.values())
 
 
 Opening = tuple[str, int | None, float]  # source, vocabulary asked for, validation fraction

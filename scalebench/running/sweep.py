@@ -39,7 +39,7 @@ class Sweep:
 
     study_dir: Path
     planned: list[PlannedTrial]
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     executed: int = 0
     other_code: int = 0
@@ -159,8 +159,8 @@ def _look(
             continue
         if claim and claim.settled and claim.number > sweep.claims.get(trial_id, 0):
             with contextlib.suppress(store.StoreError):  # damaged: it is run again
-                sweep.rows[trial_id] = store.read_record(claim.attempt)
-                rows.append(sweep.rows[trial_id])
+                rows.append(store.read_record(claim.attempt))
+                sweep.rows[trial_id] = rows[-1]
                 continue
         free.append((planned, 1 + (claim.number if claim else 0)))
     return rows, free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -23,7 +24,10 @@ def write_output(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
             file.write(content)
     else:
-        _replace(Path(os.path.realpath(path)), content, before)
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():  # links in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        _replace(target, content, before)
 
 
 def _replace(target: Path, content: bytes, before: os.stat_result | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalebench.errors import number_of
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
 from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
@@ -163,10 +164,8 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
     for name in names:
         matches = [trial_id for trial_id in unfinished if name and trial_id.startswith(name)]
         if len(matches) != 1:
-            listed = ", ".join(unfinished[:10]) or "none"
-            raise StoreError(
-                f"{study_dir}: {name!a} begins {len(matches)} trials without a result (these are: {listed})"
-            )
+            trials, listed = number_of(len(matches), "trial"), ", ".join(unfinished[:10]) or "none"
+            raise StoreError(f"{study_dir}: {name!a} begins {trials} without a result (these are: {listed})")
         dropped += matches
     remaining = {
         key: [trial for trial in study.get(key) or [] if not {*planned_ids({"planned": [trial]})} & {*dropped}]

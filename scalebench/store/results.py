@@ -83,7 +83,46 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
     return fresh.drop(columns=index.STAMPS, errors="ignore"), files
 
 
-def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[str]) -> dict[str, dict[str, Any]]:
+class TableRow(Mapping[str, Any]):
+    """One row of a table as the record that it was, None for null, without a dict for each of many thousands."""
+
+    def __init__(self, cells: Cells, position: int) -> None:
+        self._cells, self._position = cells, position
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a column."""
+        return self._cells[name][self._position]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the columns."""
+        return map(str, self._cells.frame.columns)
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+        return len(self._cells.frame.columns)
+
+    def __repr__(self) -> str:
+        """Show the row as a dict."""
+        return repr(dict(self))
+
+
+class Cells(dict[str, list[Any]]):
+    """The values of a table by column, None for null; a column is converted when it is first read."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def __missing__(self, name: str) -> list[Any]:
+        """Convert a column; ``KeyError`` where there is none of this name."""
+        values = self.frame[name]
+        cells = values.to_numpy(dtype=object, copy=True)
+        cells[values.isna().to_numpy()] = None
+        self[name] = list(cells.tolist())
+        return self[name]
+
+
+def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[str]) -> dict[str, Mapping[str, Any]]:
     """Return the records of a large study's trials by id, from its index as far as that holds; {} for a small one.
 
     Damage of these trials adds lines to ``damaged``.
@@ -95,16 +134,8 @@ def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[st
     frame, _ = study_table(study_dir, lines)
     ids, start = set(trial_ids), len(f"{folder}/")
     damaged += [line for line in lines if line[start:].split("/")[0] in ids]
-    columns = {str(name): _cells(values) for name, values in frame.items()}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return {row["trial_id"]: row for row in rows}
-
-
-def _cells(values: pd.Series) -> list[Any]:
-    """Return the values of a column as they are in records, None for null."""
-    cells, null = values.to_numpy(dtype=object, copy=True), values.isna().to_numpy()
-    cells[null] = None
-    return list(cells.tolist())
+    cells = Cells(frame)
+    return {trial_id: TableRow(cells, position) for position, trial_id in enumerate(cells["trial_id"])}
 
 
 def table_of(readings: Iterable[Reading]) -> pd.DataFrame:

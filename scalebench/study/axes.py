@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -95,3 +95,13 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Finite = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 LearningRate = Annotated[Any, AfterValidator(_learning_rate)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+def tables_of(point: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Return the values of these tables at a point such as {"model.params": 1e4, …}, each by field."""
+    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in point.items():
+        table, _, field = key.partition(".")
+        if table in tables:
+            tables[table][field] = value
+    return list(tables.values())

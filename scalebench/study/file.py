@@ -17,6 +17,7 @@ from scalebench.study.axes import LARGEST_INTEGER
 
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
+MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -35,8 +36,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise StudyError([f"{path}: not valid TOML: {error}"]) from error
 
 
-def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
-    """Apply ``key=value`` settings in place; the value is TOML (``train.steps=[100,200]``), a bare word a string."""
+def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[str, WorkloadTable]) -> None:
+    """Apply ``key=value`` settings in place; the value is TOML (``train.steps=[100,200]``), a bare word a string.
+
+    A setting also replaces what the file has in fields that exclude it: ``train.tokens=1e6`` the file's ``steps``.
+    """
+    keys = {setting.partition("=")[0].strip() for setting in settings}
+    exclusive = {table.TABLE: table.Section.EXCLUSIVE for table in workloads.values()} | {"model": (MODEL_SIZES,)}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
@@ -54,6 +60,10 @@ def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
             if not isinstance(node, dict):
                 raise StudyError([f"--set {setting}: {table} is not a table of the study"])
         node[leaf] = value
+        for group in exclusive.get(tables[0], ()) if len(tables) == 1 else ():
+            for other in set(group) - {leaf} if leaf in group else ():
+                if f"{tables[0]}.{other}" not in keys:
+                    node.pop(other, None)
 
 
 def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
@@ -80,7 +90,7 @@ def _model_lines(study: Study) -> Iterator[str]:
             'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them), '
             "or with [from] the study whose trained models to start from"
         )
-    if {"model.params", "model.size"} <= set(axes):
+    if {f"model.{field}" for field in MODEL_SIZES} <= set(axes):
         yield "model.size: params and size exclude each other; leave one out"
 
 
@@ -201,8 +211,9 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
         except ValidationError:
             return None, lines
     unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
-    lines += [*_zip_lines(raw, study), *_model_lines(study), *_exclusive_lines(study), *_from_lines(study), *unread]
-    if any(line.startswith("zip") for line in lines):
+    exclusive = [*_exclusive_lines(study)]
+    lines += [*_zip_lines(raw, study), *_model_lines(study), *exclusive, *_from_lines(study), *unread]
+    if exclusive or any(line.startswith("zip") for line in lines):
         return None, lines
     too_many = [*_grid_lines(study)]
     return (None if too_many else study), lines + too_many

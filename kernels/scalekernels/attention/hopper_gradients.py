@@ -11,8 +11,8 @@ have the tiles, and deterministic gradients are computed "apart", those of D 256
 Triton 3.6 and 3.7, for tuning.
 
 Compiled and left out (bfloat16, Triton 3.6, ptxas 13.5): D 256 dQ by pairs of 32 keys, 64 to 176 bytes spilled; D 64
-dK and dV by 128 queries, or with three consumers, serialised for lack of registers; D 128 "late", 16 to 64 bytes spilled
-with Triton 3.7; D 128 all gradients with ds of dK in registers, 16 to 24 bytes spilled in the loop.
+dK and dV by 128 queries, or with three consumers, serialised for lack of registers; D 128 "late", 16 to 64 bytes
+spilled with Triton 3.7; D 128 all gradients with ds of dK in registers, 16 to 24 bytes spilled in the loop.
 """
 
 from __future__ import annotations

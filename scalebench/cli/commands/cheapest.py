@@ -23,7 +23,7 @@ from scalebench.analysis.cheapest import (
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.tradeoff import HELD_OUT, by_weights, chain, tradeoff_points
 from scalebench.cli.output import print_json, say, table, warn
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.points.files import is_results
 from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import bounded, quantity, significant
@@ -152,6 +152,6 @@ def _notes(answer: Cheapest, points: pd.DataFrame) -> Iterator[str]:
             note = f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
         else:
             first, *others = candidate.trials
-            more = f", and {len(others)} other seed{'s' * (len(others) > 1)}" if others else "; one seed"
+            more = f", and {number_of(len(others), 'other seed')}" if others else "; one seed"
             note = f"{name}: {chain(ids[first], known)}{more}"
         yield note + f"; its loss interval goes beyond {answer.limits.loss:g} nats" * (not candidate.sure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scalebench.cli.output import duration, print_json, quantity, say, table, wa
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
 
@@ -52,9 +52,9 @@ def _announce(plan: ComparisonPlan) -> None:
     request = plan.request
     direction = "gradients" if request["backward"] else "results"
     counts = (
-        _count(plan.cases, "case"),
-        _count(request["providers"], "provider"),
-        f"{_count(range(request['processes']), 'process')} on {request['device']}",
+        number_of(len(plan.cases), "case"),
+        number_of(len(request["providers"]), "provider"),
+        f"{number_of(request['processes'], 'process')} on {request['device']}",
     )
     say(
         f"{request['operation']}, {direction}: {', '.join(counts)}; at most {duration(plan.sampling_s)} of sampling, "
@@ -62,7 +62,7 @@ def _announce(plan: ComparisonPlan) -> None:
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
-        warn(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy")
+        warn(f"load average is {load:.1f} on {number_of(cores, 'core')}: other programs will make the times noisy")
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> int:
@@ -159,9 +159,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each reason why providers did not run or have no verdict, and for each wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    lines = [
-        f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
-    ]
+    lines = [f"{name} {status} in {number_of(count, 'case')}: {text}" for (name, status, text), count in counts.items()]
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
@@ -191,11 +189,6 @@ def _shortened(note: str | None) -> str:
     return "; ".join(complaints[:COMPLAINTS]) + (
         f"; and {len(complaints) - COMPLAINTS} more" if len(complaints) > COMPLAINTS else ""
     )
-
-
-def _count(things: Sized, noun: str) -> str:
-    plural = "" if len(things) == 1 else "es" if noun.endswith("s") else "s"
-    return f"{len(things)} {noun}{plural}"
 
 
 def _ceilings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

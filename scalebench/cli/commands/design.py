@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
-from scalebench.cli.output import print_json, say, table, warn
+from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.points.fit_file import open_fit
@@ -103,14 +103,14 @@ def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None
     say(f"{fit.law.name} at {at}: {predicted}, 95 % interval of a new run {run}")
     say(f"95 % interval of its mean (delta method): {now}", "")
     total = "" if design.flops is None else f", {quantity(design.flops)}FLOP in total"
-    say(f"run {len(design.chosen)} trial{'s' * (len(design.chosen) > 1)}{total}:")
+    say(f"run {trials(len(design.chosen))}{total}:")
     header = (*design.target, "FLOPs", "interval width if run alone")
     table("", header, [_candidate(trial) for trial in design.chosen], text_columns=0)
     ratio, ends = bounded(design.narrowing, *(design.narrowing_interval or (math.nan, math.nan)))
     say("", f"expected interval afterwards: {after}, ×{ratio} of the width now ({ends})")
     if design.unlimited is not None:
         count, narrowing = design.unlimited
-        say(f"{count} trials within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
+        say(f"{trials(count)} within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
     if len(design.chosen) == 1:
         say("", "next best alternatives:")
         table("", header, [_candidate(trial) for trial in design.ranking[1 : 1 + SHOWN]], text_columns=0)

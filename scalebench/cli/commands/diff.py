@@ -7,8 +7,9 @@ from pathlib import Path
 
 from scalebench import store
 from scalebench.analysis.difference import WORSE, Difference, Effect, difference
+from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import significant
 
@@ -25,8 +26,7 @@ def run_diff(
     frames = []
     for path in (old, new):
         results = store.of_plans(store.read_results(path))
-        for line in results.damaged:
-            warn(f"damaged, left out: {line}")
+        warn(*(f"damaged, left out: {line}" for line in counted(results.damaged)))
         frames.append(select_rows(path, results.frame, where))
     try:
         changes = difference(frames[0], frames[1], margin, other_machine=other_machine)
@@ -109,6 +109,6 @@ def _notes(changes: Difference, shown: int) -> list[str]:
     if len(changes.effects) > shown:
         lines.append(f"{len(changes.effects) - shown} more comparisons; --json has all")
     if changes.only_old or changes.only_new:
-        lines.append(f"not in both: {changes.only_old} configurations of OLD, {changes.only_new} of NEW")
+        lines.append(f"not in both: {number_of(changes.only_old, 'configuration')} of OLD, {changes.only_new} of NEW")
     lines.append("intervals: Student's t, each at 95 %; verdicts after Holm's correction for all comparisons together")
     return lines

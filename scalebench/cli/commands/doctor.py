@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from scalebench.errors import number_of
 from scalebench.measure.environment import cpu_model, git_state, package_version
 
 # What is looked for, and how bad it is without: triton is for the fused kernels and torch.compile on a GPU.
@@ -50,13 +51,15 @@ def _processor() -> Iterator[Finding]:
     from scalebench.measure.hardware import matmul_ceiling, usable_cpus
 
     usable, present = usable_cpus(), psutil.cpu_count()
-    yield Finding("note", "processor", f"{cpu_model()}, {len(usable)} of {present} cores usable")
+    yield Finding("note", "processor", f"{cpu_model()}, {len(usable)} of {number_of(present or 1, 'core')} usable")
     peak = matmul_ceiling("float32", 1, seconds=0.1)
     name, _, how = peak.source.partition(": ")
     yield Finding("note", name, f"{(peak.flops_per_s or 0.0) / 1e9:.3g} GFLOP/s ({how})")
     load = os.getloadavg()[0]
     if load > 0.5 * len(usable):
-        text = f"load average is {load:.1f} on {len(usable)} cores: other programs will make step times noisy"
+        text = (
+            f"load average is {load:.1f} on {number_of(len(usable), 'core')}: other programs will make step times noisy"
+        )
         yield Finding("warn", "load", text, "end other programs, or measure later")
 
 

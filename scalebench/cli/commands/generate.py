@@ -108,7 +108,7 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
         if not usable:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
-        raise InputError([f"--trial: {unknown(trial, usable[:SHOWN_TRIALS])}; {len(usable)} trials have weights"])
+        raise InputError([f"--trial: {unknown(trial, usable[:SHOWN_TRIALS])}; {len(usable)} with weights"])
     steps, attempts = _steps(folders[matches[0]]), _kept(folders[matches[0]])
     if named:
         if step not in steps:

@@ -13,6 +13,7 @@ from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
+from scalebench.errors import number_of
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm_queue import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
@@ -205,5 +206,5 @@ def export_table(results: Path, output: Path) -> int:
         output = output.with_name(f"{output.stem}-comparisons{output.suffix}")
     if len(compared):
         store.write_table(compared, output)
-        say(f"{output}: {len(compared)} rows of comparisons")
+        say(f"{output}: {number_of(len(compared), 'row')} of comparisons")
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalebench.analysis.sweep import optimum_laws_of
 from scalebench.cli.output import print_json, say, table
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused
 from scalebench.reporting.quantities import bounded, quantity, significant
 
@@ -62,7 +62,7 @@ def _print_law(law: OptimumLaw) -> None:
     rows += [(name, *bounded(value, *law.interval(name))) for name, value in law.exponents.items()]
     table("", ("parameter", "value", "95 % interval"), rows)
     freedom = law.regression.degrees_of_freedom
-    say("", f"t with {freedom} degree{'s' * (freedom > 1)} of freedom, {len(law.optima)} sweeps")
+    say("", f"t with {number_of(freedom, 'degree')} of freedom, {number_of(len(law.optima), 'sweep')}")
 
 
 def _print_optima(laws: Sequence[OptimumLaw]) -> None:

@@ -66,7 +66,9 @@ class Grouped:
         order = np.argsort(self.config, kind="stable")
         first = np.searchsorted(self.config[order], np.arange(self.config.max() + 1))
         total = np.add.reduceat(self.weights[order], first)
-        return np.asarray(np.add.reduceat((values * self.weights)[..., order], first, axis=-1) / total)
+        weighted = values * self.weights
+        ordered = weighted if (np.diff(order) > 0).all() else np.take(weighted, order, axis=-1)
+        return np.asarray(np.add.reduceat(ordered, first, axis=-1) / total)
 
 
 def group(fit: Estimate) -> Grouped:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -194,7 +193,7 @@ def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
     )
     right.set_ylabel("MFU (% of the peak)")
     log_ticks(right.yaxis, *(share_of_peak * end for end in marks.axes.get_ylim()))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    right.yaxis.set_major_formatter(lambda value, _: tick(value))
     return " The right axis has the MFU, the share of that peak."
 
 

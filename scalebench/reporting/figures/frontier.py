@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.surfaces import Frontier
@@ -43,8 +42,8 @@ def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     rows = [row for i, (label, frontier) in enumerate(drawn) for row in _draw(marks, label, frontier, i, single=single)]
     marks.axes.set(xscale="log", yscale="log", xlabel="training compute C = 6ND (FLOP)", ylabel="parameters or tokens")
     for axis in (marks.axes.xaxis, marks.axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(lambda value, _: quantity(value))
+        axis.set_minor_formatter("")
     legend(marks)
     sentences = (text for label, frontier in drawn for text in (_exponents(label, frontier), _parameters(frontier)))
     drawn_as = CAPTION.format(

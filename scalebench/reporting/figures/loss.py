@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from scalebench.analysis.predictions import predict_loss_at
@@ -26,6 +25,9 @@ from scalebench.reporting.sentences import far_sentence
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, size_axis
 from scalebench.reporting.tables import number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FARTHEST = 10  # times the largest size: the last row of the projections
 

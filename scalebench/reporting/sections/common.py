@@ -14,6 +14,7 @@ import pandas as pd
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.errors import number_of
 from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
@@ -178,7 +179,8 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         return
     yield from sentences(study)
     if usable < trials:
-        yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
+        recorded = number_of(trials, "recorded trial")
+        yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
     else:
         yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
 
@@ -188,7 +190,11 @@ def counts(study: StudyAnalysis) -> str:
     ended = [f"{count} {status}" for status, count in study.by_status.items()]
     ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
-    head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
+    head = (
+        f"{number_of(study.planned, 'trial')} planned"
+        if study.planned
+        else number_of(len(study.trials), "recorded trial")
+    )
     return f"{head}: {', '.join(ended) or 'no records yet'}.{_of_other_settings(study)}"
 
 
@@ -197,9 +203,8 @@ def _of_other_settings(study: StudyAnalysis) -> str:
     if not study.earlier:
         return f" {left_out_line(study.left_out)}." if study.left_out else ""
     kept = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
-    trials = f"{study.earlier:,} trial{'s' * (study.earlier > 1)} of an earlier version"
     planned = "are no longer planned" if study.earlier > 1 else "is no longer planned"
-    return f" The study was edited between runs: {trials} {planned}{kept}."
+    return f" The study was edited between runs: {number_of(study.earlier, 'trial')} of an earlier version {planned}{kept}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

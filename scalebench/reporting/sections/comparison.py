@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.trials import numeric
+from scalebench.errors import number_of
 from scalebench.reporting.quantities import NBSP, present, significant
 from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject, as_typed
 from scalebench.reporting.sections.comparison_figures import FIGURES, TIMES, Part, part_of
@@ -152,7 +153,7 @@ def sentences(name: str, part: Part) -> Iterator[str]:
     cases = frame["case"].nunique()
     (first, count), *others = best
     wins = "".join(f", {provider} in {count}" for provider, count in others)
-    yield f"Fastest {subject} by median time: {first} in {count} of {cases} case{'s' * (cases > 1)}{wins}."
+    yield f"Fastest {subject} by median time: {first} in {count} of {number_of(cases, 'case')}{wins}."
     ran, recorded = runnable(frame), set(frame["provider"])
     for provider in part.providers:
         rows = ran[(ran["provider"] == provider) & (ran["provider"] != ran["baseline"])]
@@ -177,7 +178,7 @@ def _against_baseline(provider: str, rows: pd.DataFrame) -> str:
     alone = judged["verdict"].eq("INCONCLUSIVE").all() and numeric(judged, "processes").le(1).all()
     why = " (a verdict needs more than one process)" if alone else ""
     return (
-        f"{provider} against {baseline}: {', '.join([*words, *ends])} of {len(rows)} case{'s' * (len(rows) > 1)}{why}; "
+        f"{provider} against {baseline}: {', '.join([*words, *ends])} of {number_of(len(rows), 'case')}{why}; "
         f"geometric mean speedup ×{mean}."
     )
 
@@ -187,10 +188,11 @@ def _counts(frame: pd.DataFrame) -> str:
     statuses = frame["status"].value_counts()
     ended = ", ".join(f"{statuses[name]} {name}" for name in sorted(statuses.index, key=lambda n: (n != "ok", n)))
     runs = frame["run"].nunique()
-    source = f"from {runs} run{'s' * (runs > 1)}; the newest of each case"
+    source = f"from {number_of(runs, 'run')}; the newest of each case"
     load, cores = numeric(frame, "load_average").max(), numeric(frame, "cpu_count").max()
     busy = f" The machine was busy: load average {load:.1f} on {cores:.0f} cores." if load > 0.5 * cores else ""
-    return f"{cases} cases and {providers} providers, {len(frame)} rows: {ended} ({source}).{busy}"
+    compared = f"{number_of(cases, 'case')} and {number_of(providers, 'provider')}"
+    return f"{compared}, {number_of(len(frame), 'row')}: {ended} ({source}).{busy}"
 
 
 SECTION = ComparisonSection(Path(__file__).with_name("comparison.html.j2"))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.suite import summarize_suite
+from scalebench.errors import number_of
 from scalebench.reporting.quantities import NBSP, bounded, percent, present, significant
 from scalebench.reporting.sections.comparison_figures import UNITS, Part, share_of_ceiling
 from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, share, table, word
@@ -23,7 +24,7 @@ def providers_table(frame: pd.DataFrame) -> Table:
     for name, part in frame.groupby("provider", sort=False):
         summary = part["summary"].dropna()
         gone = part.loc[part["status"].isin(["unavailable", "oom"]), "error_message"].dropna().value_counts()
-        why = "; ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in gone.items())
+        why = "; ".join(f"{text} ({number_of(count, 'case')})" for text, count in gone.items())
         rows.append((word(name), word(summary.iloc[0] if len(summary) else None), word(why or None)))
     return table("Providers, and why they could not run.", ("provider", "description", "could not run"), rows)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric, split_columns
@@ -96,9 +95,9 @@ def _batch_axis(marks: Marks, sizes: Sequence[float], unit: str) -> None:
     axes = marks.axes
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel=f"throughput ({unit})")
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: quantity(value))
+    axes.yaxis.minorticks_off()
     legend(marks)
 
 

@@ -26,7 +26,16 @@ from scalebench.analysis.trials import LOSS, LOSS_SE
 from scalebench.laws import Fit
 from scalebench.reporting.figures.pruning import BYTES, DENSITIES, LATENCY, METHODS_COMPARED, TOLERANCE
 from scalebench.reporting.outcomes import FEWEST_SEEDS
-from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol
+from scalebench.reporting.quantities import (
+    NBSP,
+    bounded,
+    formula,
+    interval_words,
+    percent,
+    quantity,
+    significant,
+    symbol,
+)
 from scalebench.reporting.sections.common import DRAWN_WITH, Column, StudySection, workload_of
 from scalebench.reporting.sections.prune_findings import law_sentence, outcome, parameters
 from scalebench.reporting.tables import Cell, Table, number, table, word
@@ -85,7 +94,7 @@ def methods(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def interval(estimate: Estimate, unit: str = "") -> str:
     """Format an estimate with its interval: 0.12 (95 % interval 0.08 to 0.16)."""
     value, ends = bounded(estimate.value, estimate.low, estimate.high)
-    return f"{value}{unit} (95{NBSP}% interval {ends})"
+    return f"{value}{unit} ({interval_words(ends)})".replace(" %", f"{NBSP}%")
 
 
 def _size_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
@@ -150,8 +159,9 @@ def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     several = f"; the intervals of all {len(compared)} hold together" if len(compared) > 1 else ""
     yield (
         f"{label}: beside dense models of equal {'packed ' if part['packed_bytes'].notna().any() else ''}bytes, pruned "
-        f"ones have a clearly lower loss at {lower or 'none'} of {len(compared)} densities tried. The best, "
-        f"{density:g}, differs by {interval(excess, ' nats')} over {excess.n} seeds{several}."
+        f"ones have a clearly lower loss at {lower or 'none'} of {len(compared)} densit"
+        f"{'ies' if len(compared) > 1 else 'y'} tried. The best, {density:g}, differs by "
+        f"{interval(excess, ' nats')} over {excess.n} seed{'s' * (excess.n > 1)}{several}."
     )
 
 

@@ -20,7 +20,7 @@ from scalebench.analysis.quantising import (
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
 from scalebench.reporting.outcomes import Finding, Outcome, law_text
-from scalebench.reporting.quantities import bounded, formula, quantity, symbol
+from scalebench.reporting.quantities import bounded, formula, interval_words, quantity, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.sections.quantize_figures import (
     BY_DATA,
@@ -134,7 +134,7 @@ def _those(slopes: Sequence[Slope]) -> str:
 
 def _change(slope: Slope) -> str:
     text, interval = bounded(slope.value, slope.low, slope.high)
-    return f"{'+' if slope.value > 0 else ''}{text} nats, interval {interval}"
+    return f"{'+' if slope.value > 0 else ''}{text} nats, {interval_words(interval)}"
 
 
 def _law_sentence(study: StudyAnalysis) -> str:

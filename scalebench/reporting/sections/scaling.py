@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
-from matplotlib.ticker import NullLocator
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import STEP_TIME, N, numeric
@@ -96,7 +95,7 @@ def draw(
                        label=line.label if face != PAPER or points["timed"].sum() == 0 else None)  # fmt: skip
     marks.axes.set(xscale="log", xlabel="processes", ylabel=f"{label} ({unit})" if unit else label)
     marks.axes.set_xticks(counts, [f"{count:g}" for count in counts])
-    marks.axes.xaxis.set_minor_locator(NullLocator())
+    marks.axes.xaxis.minorticks_off()
     marks.axes.set_ylim(bottom=0)
     legend(marks)
     return Caption(f"{text} Hollow marks shared the machine.", _table(found))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
 from scalebench.running.batches import members_of
@@ -45,7 +45,7 @@ def check(resources: Sequence[Resources], slots: int | None = None) -> None:
     gpus = max((needs.gpus for needs in resources), default=0)
     if gpus and gpus > (available := len(gpu_names(slots))):
         where = "this machine has" if slots is None else "there are slots for"
-        raise InputError(f"engine local: a trial asks for {gpus} GPUs and {where} {available}")
+        raise InputError(f"engine local: a trial asks for {number_of(gpus, 'GPU')} and {where} {available}")
 
 
 def place(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
 from scalebench.running.claims import take
@@ -70,10 +70,13 @@ def check(resources: Sequence[Resources]) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for needs in resources:
         if not any(node.get("CPU", 0) >= needs.cpus and node.get("GPU", 0) >= needs.gpus for node in nodes):
-            most = [f"{max((node.get(kind, 0) for node in nodes), default=0):g}" for kind in ("CPU", "GPU")]
+            most = [max((float(node.get(kind, 0)) for node in nodes), default=0) for kind in ("CPU", "GPU")]
             ray.shutdown()
-            request = f"a trial asks for {needs.cpus} cores and {needs.gpus} GPUs on one node"
-            raise InputError(f"engine ray: {request}; the nodes have at most {most[0]} cores and {most[1]} GPUs")
+            request, limit = (
+                f"{number_of(cores, 'core')} and {number_of(gpus, 'GPU')}"
+                for cores, gpus in ((needs.cpus, needs.gpus), most)
+            )
+            raise InputError(f"engine ray: a trial asks for {request} on one node; the nodes have at most {limit}")
 
 
 def connect() -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.running import processes
 from scalebench.running.claims import take
 from scalebench.running.engines.base import (
@@ -71,7 +71,8 @@ def check(resources: Sequence[Resources]) -> None:
     for request, needs in {tuple(requested(needs)): needs for needs in resources}.items():
         done = run_command("sbatch", "--test-only", *request, script="#!/bin/sh\n")
         if done.returncode:
-            needed = f"{needs.cpus} cores, {needs.gpus} GPUs, {memory_mib(needs)} MiB, {minutes(needs)} minutes"
+            cores, limit = number_of(needs.cpus, "core"), number_of(minutes(needs), "minute")
+            needed = f"{cores}, {number_of(needs.gpus, 'GPU')}, {memory_mib(needs)} MiB, {limit}"
             raise InputError(f"engine slurm: sbatch refuses a trial with {needed}: {_last(done.stderr)}")
 
 
@@ -177,7 +178,7 @@ def submit(attempts: Sequence[Path], needs: Resources, jobs: int | None, *, seve
     script = SCRIPT.format(tasks=shlex.quote(str(tasks.resolve())), command=shlex.join(command))
     done = run_command("sbatch", "--parsable", *options, *requested(needs), script=script)
     if done.returncode:
-        raise InputError(f"engine slurm: sbatch refused {len(attempts)} trials: {_last(done.stderr)}")
+        raise InputError(f"engine slurm: sbatch refused {number_of(len(attempts), 'trial')}: {_last(done.stderr)}")
     job = done.stdout.strip().partition(";")[0]  # the name of a cluster may follow
     tasks.with_suffix(".job").write_text(job, encoding="utf-8")
     return job

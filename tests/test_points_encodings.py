@@ -1,0 +1,71 @@
+"""Text files as people have them: encodings, compression, separators and marks between thousands, all read alike."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalebench.points.batches import PointsError
+from scalebench.points.numerals import number
+from scalebench.points.table import read_columns
+
+ROWS = [(1e7 * 3**i, 1e9 * 10**j, 2 + 0.1234 * i + 0.01 * j) for i in range(3) for j in range(2)]
+NAMES = {"params": "params", "tokens": "tokens", "loss": "loss"}
+
+
+def text(separator: str = ",", ends: str = "\n", head: str = "") -> str:
+    lines = [separator.join(NAMES), *(separator.join((f"{p:.0f}", f"{t:.0f}", f"{y:.4f}")) for p, t, y in ROWS)]
+    return head + ends.join(lines) + ends
+
+
+def grouped(mark: str) -> str:
+    """The rows with a mark between thousands."""
+    lines = [";".join((f"{p:,.0f}".replace(",", mark), f"{t:,.0f}".replace(",", mark), f"{y:.4f}")) for p, t, y in ROWS]
+    return "\n".join([";".join(NAMES), *lines])
+
+
+LINES = "\r\n".join(json.dumps(dict(zip(NAMES, row, strict=True))) for row in ROWS)
+FILES = {
+    "little-endian.csv": text().encode("utf-16-le"),
+    "big-endian.tsv": text("\t").encode("utf-16-be"),
+    "marked-big-endian.csv": b"\xfe\xff" + text(";").encode("utf-16-be"),
+    "zipped.csv.gz": gzip.compress(text().encode("utf-16")),
+    "zipped-in-two.csv.gz": gzip.compress(text()[:50].encode()) + gzip.compress(text()[50:].encode()),
+    "CAPITALS.CSV.GZ": gzip.compress(text().encode()),
+    "capitals.csv": text(":", "\r\n", "SEP=:\r\n").encode(),
+    "separator.csv": text(";", "\r\n", "sep=;\r\n").encode("utf-16"),
+    "pipes.csv": text("|").encode(),
+    "swiss.csv": grouped("’").encode(),
+    "thin.csv": grouped("\u2009").encode(),
+    "lines.jsonl": LINES.encode("utf-16"),
+    "lines.ndjson": LINES.encode(),
+    "lines.jsonl.gz": gzip.compress(LINES.encode("utf-16-le")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_table_is_read_alike_however_it_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
+    read = read_columns(tmp_path / name, NAMES)
+    values = np.array([read.values[role] for role in NAMES])
+    assert values == pytest.approx(np.array(ROWS).T)
+
+
+def test_the_encoding_of_a_column_that_is_not_read_does_not_matter(tmp_path: Path) -> None:
+    lines = [f"{line},{'note' if i == 0 else 'café'}" for i, line in enumerate(text().splitlines())]
+    (tmp_path / "p.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    assert len(read_columns(tmp_path / "p.csv", NAMES)) == len(ROWS)
+    with pytest.raises(PointsError, match=r"column #3: Row #2.*invalid UTF8"):
+        read_columns(tmp_path / "p.csv", {**NAMES, "x": "note"})
+    (tmp_path / "p.csv").write_bytes("\n".join(lines).replace("note", "Größe").encode("latin-1"))
+    with pytest.raises(PointsError, match="not a text file in UTF-8"):
+        read_columns(tmp_path / "p.csv", NAMES)
+
+
+def test_numbers_of_options_take_the_same_marks() -> None:
+    assert number("1’234’567") == number("1 234 567") == number("1'234'567") == 1234567.0
+    assert number("1’300M") == 1.3e9
