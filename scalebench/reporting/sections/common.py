@@ -203,8 +203,9 @@ def _of_other_settings(study: StudyAnalysis) -> str:
     if not study.earlier:
         return f" {left_out_line(study.left_out)}." if study.left_out else ""
     kept = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
-    planned = "are no longer planned" if study.earlier > 1 else "is no longer planned"
-    return f" The study was edited between runs: {number_of(study.earlier, 'trial')} of an earlier version {planned}{kept}."
+    planned = f"{'are' if study.earlier > 1 else 'is'} no longer planned"
+    trials = number_of(study.earlier, "trial")
+    return f" The study was edited between runs: {trials} of an earlier version {planned}{kept}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
