@@ -29,14 +29,11 @@ if gc.isenabled():
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
+from refits_support import refits_of
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
-from scalebench.laws.intervals import backtest
-from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS
 from scalebench.running import processes
-
-FEW = 50  # refits
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -139,13 +136,10 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def few_refits(monkeypatch) -> Iterator[None]:
+def few_refits() -> Iterator[None]:
     """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
-    monkeypatch.setattr(backtest, "REFITS", FEW)
-    usual = DEFAULT_REFITS.n
-    object.__setattr__(DEFAULT_REFITS, "n", FEW)  # every fit refers to this object
-    yield
-    object.__setattr__(DEFAULT_REFITS, "n", usual)
+    with refits_of(50):
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -105,6 +104,7 @@ def speed_up() -> None:
     tl.block_type.__init__ = quick_types.init_block_type
     tl.block_type.with_element_ty = lambda self, element_ty: quick_types.find_block_type(element_ty, self.shape)
     interpreter.InterpreterBuilder.get_block_ty = lambda _, kind, shape: quick_types.find_block_type(kind, shape)
+    tl.dtype.__eq__ = quick_types.are_equal_dtypes
     tl.core._unwrap_if_constexpr = quick_types.unwrap
     tl.tensor.__init__ = quick_types.init_tensor
     interpreter.TensorHandle.__init__ = quick_types.init_handle

@@ -1,4 +1,4 @@
-"""Operators, loads, stores and casts of Triton's interpreter, straight on the arrays where the general way adds nothing.
+"""Operators, loads, stores and casts of Triton's interpreter, straight on the arrays where nothing else is needed.
 
 The general way converts, splats and broadcasts both operands before NumPy sees them, which does the same by itself.
 Anything out of the ordinary (operands of two dtypes, numbers out of range, bfloat16) goes the general way.
@@ -24,7 +24,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _ORDINARY = {np.int32: range(-(2**31), 2**31), np.int64: range(-(2**63), 2**63)}
 
 _new_handle = interpreter.TensorHandle.__new__
-_general_convert = interpreter._convert_float
+general_convert = interpreter._convert_float
 
 
 def _handle(data: np.ndarray, dtype: Any) -> Any:
@@ -40,10 +40,23 @@ def new_tensor(data: np.ndarray, dtype: Any) -> Any:
     return tl.tensor(_handle(data.reshape(1), dtype), dtype)
 
 
-def _type_of_both(first: Any, second: Any, data: np.ndarray) -> Any:
+def _type_of_both(first: Any, second: Any, dtype: Any, data: np.ndarray) -> Any:
     if first.shape is second.shape or second.shape is SCALAR_SHAPE:
-        return first.type
-    return second.type if first.shape is SCALAR_SHAPE else find_type(first.dtype, data.shape)
+        made = first.type
+    else:
+        made = second.type if first.shape is SCALAR_SHAPE else find_type(dtype, data.shape)
+    return made if made.scalar is dtype else _with_dtype(made, dtype)
+
+
+def _with_dtype(made: Any, dtype: Any) -> Any:
+    return find_block_type(dtype, made.shape) if made.is_block() else dtype
+
+
+def _dtype_of_both(first: Any, second: Any) -> Any:
+    """Return the dtype in which two operands are combined, or None where there is more to look at."""
+    if first is second:
+        return first
+    return tl.int64 if id(first) in _INTEGERS and id(second) in _INTEGERS else None
 
 
 def _number(value: Any, kind: Any) -> Any:
@@ -60,25 +73,24 @@ def _differ_in_rank(first: Any, second: Any) -> bool:
 
 
 def _operator(general: Callable[..., Any], operation: Callable[..., Any], kinds: dict[int, Any], result: Any) -> Any:
-    """Return an operator on two operands of one of some dtypes; ``result`` is a dtype, or None for that of both."""
+    """Return an operator on two operands of some dtypes; ``result`` is a dtype, or None for that of both."""
 
     def quick(self: Any, other: Any) -> Any:
         kind = kinds.get(id(self.dtype))
         if kind is None:
             return general(self, other)
         if type(other) is tl.tensor:
-            if other.dtype is not self.dtype or _differ_in_rank(self, other):
+            dtype = _dtype_of_both(self.dtype, other.dtype)
+            if dtype is None or _differ_in_rank(self, other):
                 return general(self, other)
             data = operation(self.handle.data, other.handle.data)
-            made = _type_of_both(self, other, data)
+            made = _type_of_both(self, other, dtype, data)
         else:
             number = _number(other.value if type(other) is tl.constexpr else other, kind)
             if number is None:
                 return general(self, other)
-            data, made = operation(self.handle.data, number), self.type
-        if result is not None:
-            made = find_block_type(result, made.shape) if made.is_block() else result
-        return tl.tensor(_handle(data, self.handle.dtype), made)
+            data, made, dtype = operation(self.handle.data, number), self.type, self.dtype
+        return tl.tensor(_handle(data, dtype), made if result is None else _with_dtype(made, result))
 
     return quick
 
@@ -176,7 +188,7 @@ def cast(self: Any, source: Any, kind: Any) -> Any:
 
 
 def convert_float(values: np.ndarray, source: Any, wanted: Any, rounding: Any) -> np.ndarray:
-    """Stand for the interpreter's ``_convert_float``: between float32 and bfloat16 it moves bits, if none is subnormal."""
+    """Stand for ``_convert_float``: between float32 and bfloat16, bits are moved where no number is subnormal."""
     names = (source.name, wanted.name)
     if rounding is None and names == ("fp32", "bf16"):
         bits = np.ascontiguousarray(values).view(np.uint32)
@@ -186,4 +198,4 @@ def convert_float(values: np.ndarray, source: Any, wanted: Any, rounding: Any) -
         short = np.ascontiguousarray(values).view(np.uint16)
         if not (((short & 0x7FFF) - np.uint16(1)) < 0x7F).any():
             return short.astype(np.uint32) << 16
-    return _general_convert(values, source, wanted, rounding)
+    return general_convert(values, source, wanted, rounding)

@@ -19,6 +19,7 @@ _DTYPES: dict[str, Any] = {}
 SCALAR_SHAPE = tl.tuple([])
 _SCALAR = (tl.constexpr(1), SCALAR_SHAPE)
 _make_block_type, _numpy_dtype = tl.block_type.__init__, interpreter._get_np_dtype
+_are_equal_dtypes = tl.dtype.__eq__
 _unwrap_any = tl.core._unwrap_if_constexpr
 
 
@@ -59,6 +60,11 @@ def unwrap(value: Any) -> Any:
     if kind is tl.tensor or kind is int:
         return value
     return value.value if kind is tl.constexpr else _unwrap_any(value)
+
+
+def are_equal_dtypes(self: Any, other: Any) -> bool:
+    """Stand for ``tl.dtype.__eq__``: nearly always the two are one."""
+    return self is other or _are_equal_dtypes(self, other)
 
 
 def init_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 - triton's name

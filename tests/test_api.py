@@ -99,7 +99,7 @@ def test_a_study_and_a_comparison_print_one_line(tmp_path: Path) -> None:
     assert "<td>train.seed</td><td>0, 1</td>" in study._repr_html_()
     row = {"case": "c", "provider": "eager", "status": "ok", "time_median_s": 1.0, "verdict": None}
     compared = Comparison(tmp_path, [row])
-    assert repr(compared).startswith("Comparison: 1 rows of 1 cases in ")
+    assert repr(compared).startswith("Comparison: 1 row of 1 case in ")
     assert "eager" in compared._repr_html_()
 
 

@@ -129,7 +129,6 @@ def test_a_model_that_attends_beats_what_pooling_can_reach_and_pooling_does_not(
     assert pooling > bound - 4 * error
 
 
-@pytest.mark.slow
 def test_the_order_of_a_set_does_not_matter_and_the_query_does() -> None:
     torch.manual_seed(0)
     model, (x, _) = attention.build(attention.config_for(5e4), "sdpa"), sets().batch(0)

@@ -132,7 +132,6 @@ def test_scale_and_scores_far_from_zero(scale):
     assert_accurate({"out": attention(q, k, v, scale=scale)}, {"out": theirs}, {"out": exact})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.usefixtures("small_tiles")
 def test_views_give_the_same_as_copies_and_gradients_in_their_layout(deterministic):

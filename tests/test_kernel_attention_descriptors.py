@@ -37,7 +37,6 @@ def loads(monkeypatch) -> list[bool]:
     return kernels
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.usefixtures("small_tiles")
 def test_descriptors_of_views_read_the_same_bits_as_pointers(loads, causal):
@@ -55,7 +54,6 @@ def test_descriptors_of_views_read_the_same_bits_as_pointers(loads, causal):
     torch.testing.assert_close((output, output_lse), (expected, lse), rtol=0, atol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 def test_what_descriptors_cannot_describe_goes_through_pointers(loads):
     memory = torch.randn(2 * 2 * 20 * 20 + 1, generator=torch.Generator().manual_seed(7), dtype=torch.float32).half()

@@ -117,6 +117,19 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, launched, arch)
     assert launched == expected
 
 
+def test_head_dimension_256_is_a_candidate_until_it_is_measured(monkeypatch):
+    def candidates() -> set[tuple[str, Any]]:
+        return {(each.kernel, each.constants.get("CAUSAL")) for each in compilations(90) if each.candidate}
+
+    both = {(kernel, causal) for kernel in ("hopper_keys_wide", "hopper_queries_single") for causal in (False, True)}
+    assert candidates() == both | {("attention_statistics", None)}
+    apart, measured = hopper_gradients.APART._asdict(), tuned.row
+    place = ("method", 256, True, "long")
+    monkeypatch.setattr(tuned, "row", lambda *case: apart if case == place else measured(*case))
+    assert candidates() == {(kernel, causal) for kernel, causal in both if not causal}
+    assert not [each for arch in (80, 100) for each in compilations(arch) if each.candidate]
+
+
 def test_what_measured_methods_launch_is_compiled_ahead(monkeypatch, launched):
     """With rows for some methods, as a session on a GPU may add them, their kernel is compiled for these cases."""
     rows = {

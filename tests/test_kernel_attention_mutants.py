@@ -44,7 +44,6 @@ def test_a_broken_kernel_fails(monkeypatch, tmp_path, mutation):
     assert failure(case, "triton", backward=":" in mutation) is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -85,7 +85,6 @@ def test_terms_are_the_largest_sums_of_magnitudes(case: Case) -> None:
     assert terms(case, tensors, False) == pytest.approx({"out": float((p @ v.abs()).max())})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "head_dimension", "causal"), [(1, 16, True), (193, 16, True), (193, 32, False), (193, 64, False)]
 )

@@ -75,7 +75,6 @@ def test_class_weights_and_label_smoothing_are_torchs(reduction, smoothing, weig
     assert agrees_with_torch(x, weight, target.where(target != -100, 3), ignore_index=3, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 def test_class_weights_and_label_smoothing_in_chunks_and_with_the_other_options():
     x, weight, target, each = smoothed()

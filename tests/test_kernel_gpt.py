@@ -46,7 +46,6 @@ def losses(built: nn.Module, seed: int = 0) -> Tensor:
     return NextToken.losses(NextToken.__new__(NextToken), built, batch(seed))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_and_triton_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
     eager, fused = model("eager", **FORMS[form]), model("triton", **FORMS[form])
@@ -73,7 +72,6 @@ def step_gradients(built: nn.Module, spec: TrainSpec) -> tuple[Tensor, dict[str,
     return loss, {name: parameter.grad.double() for name, parameter in built.named_parameters()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(accumulation: int) -> None:
     spec = train_spec(accumulation=accumulation)
@@ -89,7 +87,6 @@ def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(ac
         assert ours <= max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()), name
 
 
-@pytest.mark.slow
 def test_the_mean_that_training_makes_small_is_that_of_the_losses() -> None:
     built, task = model("triton"), NextToken.__new__(NextToken)
     assert task.loss(built, batch()).item() == pytest.approx(task.losses(built, batch()).mean().item(), rel=1e-6)
@@ -128,7 +125,6 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))

@@ -47,7 +47,6 @@ def results_of(built: nn.Module) -> dict[str, Tensor]:
     return {"loss": loss.detach().double(), "logits": built(batch()[0]).detach().double()} | gradients
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_and_fused_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
     eager, fused = model("eager", **FORMS[form]), model("fused", **FORMS[form])
@@ -67,7 +66,6 @@ def test_gelu_is_torchs_tanh_form_with_its_gradient() -> None:
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
@@ -195,7 +193,6 @@ def test_gradients_of_micro_batches_are_summed_in_float32_and_replaced_after_a_s
         torch.testing.assert_close(parameter.grad, first * 2.0**-4, rtol=0.02, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_checkpointing_recomputes_blocks_of_the_working_copy() -> None:
     plain, checkpointed = model("fused"), model("fused")
     recompute_blocks(checkpointed)

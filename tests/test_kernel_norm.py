@@ -41,7 +41,6 @@ def test_terms_bound_the_gradients_and_show_where_they_cancel(kind, residual):
     assert norm.results(single, values, True)["x"].abs().max() < 1e-4 * norm.terms(single, values, True)["x"]
 
 
-@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["rms", "layer"]),
@@ -63,7 +62,6 @@ def test_rows_of_65536_numbers(monkeypatch, kind):
         assert case_failure(Case(kind, 2, 65536, True, torch.float32), backward) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("programs", [1, 2, 5])
 def test_the_number_of_programs_changes_nothing_but_rounding(monkeypatch, programs):
     monkeypatch.setattr(norm, "_programs", lambda *_: programs)
@@ -147,7 +145,6 @@ def test_one_of_the_two_outputs_alone(used):
     assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(grads, oracle, strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["weight", "bias", "both"])
 def test_partial_sums_of_more_programs_than_one_pass_adds(monkeypatch, wanted):
     monkeypatch.setattr(norm, "INTERPRETED_MULTIPROCESSORS", 5)
@@ -255,7 +252,6 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, reveal
     assert any(fails(revealing, index, backward) for index in (0, 1) for backward in (False, True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("finish", [norm.kernels.FINISH_TILE, WIDE_FINISH], ids=["shipped", "wide"])
 def test_the_values_that_reveal_broken_kernels_are_accepted_of_sound_ones(monkeypatch, revealing, finish):
     monkeypatch.setattr(norm.kernels, "FINISH_TILE", finish)

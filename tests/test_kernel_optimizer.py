@@ -36,7 +36,6 @@ def test_clipping_agrees_with_torch(flags, clip):
     assert trained(*FLAGS[flags], sizes=(1025, 9001), steps=3, clip=clip)
 
 
-@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 255, 256, 257, 1000, 8191, 8192, 8193]), min_size=1, max_size=4))
 def test_any_mixture_of_sizes(sizes):

@@ -26,7 +26,6 @@ def bfloat16_step(seed: int, steps: int = 1, move: float = 0.3, **options) -> Te
     return (1.0 - param.detach().float()) / unit
 
 
-@pytest.mark.slow
 def test_stochastic_rounding_is_unbiased_repeatable_and_moves_on():
     move = float(torch.tensor(0.3 * 2**-8).bfloat16()) * 2**8
     down = bfloat16_step(1)

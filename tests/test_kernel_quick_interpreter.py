@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import quick_interpreter
+import quick_operations
 import torch
 import triton
 import triton.language as tl
@@ -67,3 +69,40 @@ def test_where_the_order_changes_nothing_reductions_are_those_by_numbers(monkeyp
     find_smallest[(1,)](source, numbers, AXIS=axis, SIZE=size)
     assert numbers.any()
     assert torch.equal(halves, numbers)
+
+
+@pytest.mark.parametrize("names", [("fp32", "bf16"), ("bf16", "fp32")])
+def test_conversions_by_moving_bits_have_the_bits_of_the_interpreters(names):
+    random = np.random.default_rng(0)
+    every = np.arange(2**16, dtype=np.uint16)
+    wide = np.concatenate([every.astype(np.uint32) << 16, random.integers(0, 2**32, 5000, np.uint32)])
+    values, bits, mantissa = (wide.view(np.float32), wide, 23) if names[0] == "fp32" else (every, every, 7)
+    source, wanted = (tl.str_to_ty(name, None) for name in names)
+    for part in (values, values[(bits >> mantissa) & 255 > 0]):  # with subnormal numbers and without
+        quick = quick_operations.convert_float(part, source, wanted, None)
+        assert np.array_equal(quick, quick_operations.general_convert(part, source, wanted, None))
+
+
+@triton.jit
+def operate(a, b, of_both, of_numbers, of_scalars, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    first, second = tl.load(a + at), tl.load(b + at, mask=at < SIZE - 1, other=3)
+    tl.store(of_both + at, first * second + (second - first) - tl.where(first < second, first, second))
+    tl.store(of_numbers + at, 3 - (first * 2 + 5))
+    scalar = tl.load(b)
+    tl.store(of_scalars + at, scalar * first + (first - scalar), mask=(at != 2) & (first > -4))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("int32", "int64"), ("int64", "int32"), ("float32", "float32"), ("int32", "float32")]
+)
+def test_operators_promote_broadcast_and_mask_as_torch_does(dtypes):
+    a, b = (torch.arange(-5, 3).to(getattr(torch, name)) * scale for name, scale in zip(dtypes, (1, 3), strict=True))
+    wider = torch.promote_types(a.dtype, b.dtype)
+    of_both, of_numbers, of_scalars = (torch.full((8,), 77, dtype=kind) for kind in (wider, a.dtype, wider))
+    operate[(1,)](a, b, of_both, of_numbers, of_scalars, SIZE=8)
+    read = torch.cat([b[:-1], b.new_tensor([3])])
+    assert torch.equal(of_both, a * read + (read - a) - torch.where(a < read, a.to(wider), read.to(wider)))
+    assert torch.equal(of_numbers, 3 - (a * 2 + 5))
+    chosen = (torch.arange(8) != 2) & (a > -4)
+    assert torch.equal(of_scalars, torch.where(chosen, b[0] * a + (a - b[0]), torch.full_like(of_scalars, 77)))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser_support import hard_study, opened, probe
+from refits_support import refits_of
 from report_support import page_text
 
 from scalebench.reporting.sections import base
@@ -271,7 +272,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     both = pd.concat([plain.assign(implementation=name, trial_id=name + plain["trial_id"]) for name in "ab"])
     for kind, many in (("whole", base.MANY), ("brief", 0)):
         paths[kind] = tmp_path_factory.mktemp(kind) / "index.html"
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, refits_of(50):
             patch.setattr(base, "MANY", many)
             paths[kind].write_text(page_text(Results(both.reset_index(drop=True), (), {"s": {}}), "loss"))
     return paths

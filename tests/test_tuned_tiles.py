@@ -119,6 +119,20 @@ def test_methods_come_from_their_own_rows(monkeypatch, deterministic, default):
     assert hopper_gradients.methods(64, True, "long", deterministic)[0] == measured
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_head_dimension_256_keeps_the_plain_kernels_until_others_are_measured(monkeypatch, deterministic):
+    case = (256, True, "long", deterministic)
+    tuned_256 = [each.name for each in tuning.tunables() if each.head_dimension == 256]
+    assert len(tuned_256) == 4
+    assert all("T8192" in name for name in tuned_256)
+    assert hopper_gradients.methods(*case) == (hopper_gradients.PLAIN, hopper_gradients.APART)
+    assert hopper_gradients.method_of(*case) is None
+    for method, used in ((hopper_gradients.PLAIN, None), (hopper_gradients.APART, hopper_gradients.APART)):
+        monkeypatch.setattr(tuned, "row", lambda *_, method=method: method._asdict())
+        assert hopper_gradients.method_of(*case) == used
+        assert hopper_gradients.methods(*case)[0] == method
+
+
 def test_a_method_that_is_not_the_same_from_run_to_run_has_a_fault():
     results = iter([torch.ones(2), torch.ones(2) + 1e-6] * 2)
     (tunable,) = [candidate for candidate in tuning.tunables() if candidate.name == "method D64 T1024 causal"]

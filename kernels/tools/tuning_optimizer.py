@@ -16,7 +16,8 @@ registers, warps per multiprocessor, bytes that these read at a time.
 A step moves 10.06 bytes per element. At 124M parameters, on an H200 whose copies reach 4.24 TB/s and whose clock is
 1.755 GHz, the bytes take 0.29 ms, and the instructions of nearest rounding 0.25 ms if every scheduler issues one per
 cycle; the integer unit, which has half that rate, is busy for three quarters of it. The measured 0.42 ms is neither
-bound: both units wait in turn, so that either fewer instructions or more bytes at a time may help.
+bound, and why was not measured; these shapes test fewer instructions and more bytes at a time. Comparisons round to
+nearest.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from scalebench.laws.forms import Array, FitRefused
 
 STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
+MOST_VALUES = 1_000_000  # of predictions in memory at once
 MOST = 5  # default size of a set: information per FLOP alone favours dozens of tiny trials
 
 
@@ -132,7 +133,7 @@ class _Problem:
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
         logs = read_inputs(fit.law, candidates)
-        at = [_derivatives(fit, fit.parameters, where) for where in (fit.points.logs, logs, goal)]
+        at = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
         named = {name: float(np.exp(log[0])) for name, log in goal.items()}
         return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
 
@@ -202,20 +203,28 @@ class _Problem:
         """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
         draws = min(PARAMETER_DRAWS, self.fit.refits.n)
         samples = self.fit.bootstrap(draws, seed).samples
-        goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         picked = {name: log[list(rows)] for name, log in self.logs.items()}
+        size = 2 * len(samples) * self.fit.n_points
+        blocks = np.array_split(np.arange(draws), min(-(-draws * size // MOST_VALUES), draws))
+        parts = [{name: values[block] for name, values in samples.items()} for block in blocks]
+        ratios = np.concatenate([self._variance_ratios(part, picked) for part in parts])
         t = self._quantile(len(rows)) / self._quantile(0)
-        ratios = []
-        for i in range(draws):
-            drawn = {name: float(values[i]) for name, values in samples.items()}
-            measured, added, g = (
-                _derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal)
-            )
-            moved = _Problem(self.fit, self.target, picked, None, measured, added, g[0])
-            before, after = moved.variance(()), moved.variance(tuple(range(len(rows))))
-            ratios.append(t * np.sqrt(after / before) if before > 0 else t)
-        low, high = np.quantile(ratios, [0.025, 0.975])
+        low, high = np.quantile(t * np.sqrt(ratios), [0.025, 0.975])
         return float(low), float(high)
+
+    def _variance_ratios(self, parameters: Mapping[str, Array], added: Mapping[str, Array]) -> Array:
+        """Variance of the prediction with trials `added` over that without, [batch], for parameters [batch] by name.
+
+        1 where the prediction has no variance.
+        """
+        goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
+        measured, new, at = (_derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal))
+        information = measured.swapaxes(1, 2) @ measured
+        before, after = (
+            (at @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at.swapaxes(1, 2))[:, 0, 0]
+            for each in (information, information + new.swapaxes(1, 2) @ new)
+        )
+        return np.asarray(np.divide(after, before, out=np.ones_like(before), where=before > 0))
 
 
 def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
@@ -228,17 +237,22 @@ def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
     return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
 
 
-def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
-    """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
+def _derivatives(fit: Fit, parameters: Mapping[str, float | Array], logs: Mapping[str, Array]) -> Array:
+    """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [batch, n, free].
+
+    `parameters` are numbers or [batch].
+    """
     fixed = {*fit.settings["fixed"], *fit.bounds_hit}
     free = [name for name in parameters if name not in fixed]
     nudge = 1 + STEP * np.concatenate([np.eye(len(free)), -np.eye(len(free))])
-    moved = {name: np.full(2 * len(free), value) for name, value in parameters.items()}
+    by_name = {name: np.atleast_1d(value) for name, value in parameters.items()}
+    batch = max(map(len, by_name.values()))
+    moved = {name: np.repeat(values, 2 * len(free)) for name, values in by_name.items()}
     for i, name in enumerate(free):
-        moved[name] = moved[name] * nudge[:, i]
-    values = fit.law.predict(moved, logs)
+        moved[name] = moved[name] * np.tile(nudge[:, i], batch)
+    values = fit.law.predict(moved, logs).reshape(batch, 2, len(free), -1)
     values = np.log(values) if fit.settings["space"] == "log" else values
-    return np.asarray((values[: len(free)] - values[len(free) :]).T / (2 * STEP))
+    return np.asarray(((values[:, 0] - values[:, 1]) / (2 * STEP)).swapaxes(1, 2))
 
 
 def _cost(candidates: Columns) -> Array | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
 from scalebench.analysis.configuration_labels import labels_by_size
@@ -114,7 +115,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     effects: list[Effect] = []
     noise = {}
     for column, (name, unit) in QUANTITIES.items():
-        pairs = {key: tuple(_values(group[key], column) for group in groups) for key in labels}
+        before, after = (_values(frame, column) for frame in (old, new))
+        pairs = {key: (_measured(before[groups[0][key]]), _measured(after[groups[1][key]])) for key in labels}
         pairs = {key: values for key, values in pairs.items() if all(part.size for part in values)}
         if pairs:
             measured, spread = _effects(pairs, labels, name, unit)
@@ -155,9 +157,10 @@ def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     ]  # fmt: skip
 
 
-def _by_configuration(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], pd.DataFrame]:
-    keys = frame[list(names)].map(_text)
-    return {tuple(map(str, key)): frame.loc[part.index] for key, part in keys.groupby(list(names), sort=False)}
+def _by_configuration(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], NDArray[np.intp]]:
+    """Return the numbers of the rows of each configuration."""
+    keys = frame[list(names)].map(_text).reset_index(drop=True)
+    return {tuple(map(str, key)): part.index.to_numpy() for key, part in keys.groupby(list(names), sort=False)}
 
 
 def _text(value: Any) -> str:
@@ -167,12 +170,16 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _values(trials: pd.DataFrame, column: str) -> Any:
+def _values(trials: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """Return a column, [rows], NaN where it was not measured or is not positive, or a time that was not exclusive."""
     values = numeric(trials, column)
     if column in TIMES and "timing_exclusive" in trials:
-        values = values[trials["timing_exclusive"].fillna(value=True).astype(bool)]
-    values = values[values > 0].dropna()
-    return values.to_numpy()
+        values = values.where(trials["timing_exclusive"].fillna(value=True).astype(bool))
+    return np.asarray(values.where(values > 0), dtype=np.float64)
+
+
+def _measured(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[~np.isnan(values)]
 
 
 def _effects(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from scalebench.reporting.quantities import (
 )
 from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.tables import Cell, Table, number, table, word
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit
 
 NEXT_FACTORS = (2, 4, 10)
 NO_FIT: Cell = ("no fit", None)
@@ -66,12 +69,19 @@ def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] =
             at_bound = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
             shown: Cell = (text, value)
-            if parameter in trend.fit.undetermined:
-                shown, ended = ("not determined", None), trend.fit.undetermined[parameter]
-            rows.append((word(name), word(symbol(parameter)), shown, word(interval), word(ended)))
+            if parameter in trend.fit.undetermined:  # the ends of its interval are those of the search
+                shown, ended, interval = ("not determined", None), _why_open(trend.fit, parameter), ""
+            rows.append((word(name), word(symbol(parameter)), shown, word(interval or None), word(ended)))
     return Table(
         "Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows), appendix=True
     )
+
+
+def _why_open(fit: Fit, parameter: str) -> str:
+    """Return why the points do not determine a parameter, other parameters by their symbols."""
+    reason = fit.undetermined[parameter]
+    other = reason.removesuffix(" is not")
+    return f"{symbol(other)} is not determined" if other in fit.parameters else formula(reason)
 
 
 def fits_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:

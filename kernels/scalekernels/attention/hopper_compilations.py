@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from scalekernels.attention import hopper_backward, hopper_fused, kernels, tiles, tuned
@@ -106,9 +107,22 @@ def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Every configuration of the backward pass in Gluon that a launch can reach on an architecture."""
+    """Every configuration of the backward pass in Gluon that a launch can reach on an architecture, and candidates."""
     if arch != 90:
         return
+    for each in _compilations():
+        is_candidate = each.constants["D"] == WIDE and not _is_reached(each.constants.get("CAUSAL"))
+        yield replace(each, candidate=is_candidate)
+
+
+def _is_reached(causal: bool | None) -> bool:
+    """Return whether a method of ``tuned.json`` uses the Gluon kernels of D 256, with either mask if None."""
+    masks = (False, True) if causal is None else (causal,)
+    cases = itertools.product(masks, tuned.BUCKETS, (True, False))
+    return any(method_of(WIDE, *case) is not None for case in cases)
+
+
+def _compilations() -> Iterator[Compilation]:
     for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
         for kind, head_dimension in itertools.product(SHIPPED, KEYS):
             for tile in {tile_of(kind, head_dimension, causal, name): None for name in tuned.BUCKETS}:

@@ -3,7 +3,9 @@
 As ``hopper_backward.hopper_queries``, whose notation and rings it uses, which takes tiles in pairs and so needs
 registers for four tiles of scores. Single tiles need two: enough for sums of D 256, or for a third consumer at D 64.
 
-Not timed yet: ``hopper_gradients`` lists it for tuning.
+Not timed yet: ``hopper_gradients`` lists it for tuning. Compiled (bfloat16; Triton 3.6 and 3.7, ptxas 12.8 and 13.5)
+without spills, all exponentials beside a product: D 256 by 32 keys, 229,744 bytes of shared memory and 281 to 291
+instructions a tile; D 64 by 64 keys with three consumers, 147,864 bytes and 337 to 353.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators

@@ -4,7 +4,9 @@ As ``hopper_backward.hopper_keys``, whose notation and rings it uses, but both s
 of a consumer. Here a program owns 64 keys, and each consumer half of the columns of both sums. Of a pair of tiles of M
 queries each computes the scores of one, and passes p and ds to the other through shared memory.
 
-Not timed yet: ``hopper_gradients.methods`` lists it for tuning.
+Not timed yet: ``hopper_gradients.methods`` lists it for tuning. Compiled (bfloat16; Triton 3.6 and 3.7, ptxas 12.8 and
+13.5): 214,576 bytes of shared memory, no spills, 320 to 381 instructions for a pair of tiles, all exponentials beside
+a product.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators

@@ -83,7 +83,8 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
     table("", *_without_empty(HEADER, lines))
     checked = any(row["accepted"] is not None for row in comparison.rows)
     error = "error: against float64, in multiples of the eager error" if checked else "results are unchecked"
-    say(f"{error}; speedup: times as fast as the baseline")
+    faster = any(row["ratio"] is not None for row in comparison.rows)
+    say(error + "; speedup: times as fast as the baseline" * faster)
     if any(row["provider"] == row["baseline"] for row in comparison.rows):
         _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     else:

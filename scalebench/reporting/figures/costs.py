@@ -25,7 +25,7 @@ from scalebench.reporting.figures.base import (
     untimed,
 )
 from scalebench.reporting.quantities import formula, quantity, scale, tick
-from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
+from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, log_ticks
 from scalebench.reporting.tables import Cell, Rows, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -187,16 +187,13 @@ def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
     """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
     if len(peaks) != 1:
         return ""
-    from matplotlib.ticker import LogLocator
-
     share_of_peak = 100 * factor / peaks[0]
     right = marks.axes.secondary_yaxis(
         "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
     )
     right.set_ylabel("MFU (% of the peak)")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    log_ticks(right.yaxis, *(share_of_peak * end for end in marks.axes.get_ylim()))
     right.yaxis.set_major_formatter(lambda value, _: tick(value))
-    right.yaxis.minorticks_off()
     return " The right axis has the MFU, the share of that peak."
 
 

@@ -22,7 +22,8 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 def why_no_fit(study: StudyAnalysis) -> str | None:
     """Return the reasons why no series has a fit of loss against size, or None where there is nothing to fit."""
-    reasons = dict.fromkeys(series.loss_all.reason for series in to_fit(study.series) if series.loss_all.fit is None)
+    with_loss = [series for series in to_fit(study.series) if len(series.sizes)] or study.series
+    reasons = dict.fromkeys(series.loss_all.reason for series in with_loss if series.loss_all.fit is None)
     return " ".join(f"No fit of loss against size alone: {reason}." for reason in reasons if reason) or None
 
 
@@ -65,7 +66,8 @@ def backtest_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Error of predicting each larger size from all sizes below it, with 95 % prediction intervals."""
     all_series = [series for series in to_fit(study.series) if series.backtest]
     if not all_series:
-        return why_no_fit(study)
+        fitted = any(series.loss_all.fit is not None for series in to_fit(study.series))
+        return "No size was held out: the smaller ones are too few for the law." if fitted else why_no_fit(study)
     for i, series in enumerate(all_series):
         _backtest_series(marks, series, i)
     marks.axes.axhline(0, color=MUTED, linewidth=1.2)

@@ -195,13 +195,17 @@ def counts(study: StudyAnalysis) -> str:
         if study.planned
         else number_of(len(study.trials), "recorded trial")
     )
-    left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    edited = (
-        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
-        if study.earlier
-        else ""
-    )
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{_of_other_settings(study)}"
+
+
+def _of_other_settings(study: StudyAnalysis) -> str:
+    """Return that the study was edited between runs, and how many results of its folder are left out."""
+    if not study.earlier:
+        return f" {left_out_line(study.left_out)}." if study.left_out else ""
+    kept = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
+    planned = f"{'are' if study.earlier > 1 else 'is'} no longer planned"
+    trials = number_of(study.earlier, "trial")
+    return f" The study was edited between runs: {trials} of an earlier version {planned}{kept}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
