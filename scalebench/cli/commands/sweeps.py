@@ -15,7 +15,7 @@ from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.live_page import LivePage
 from scalebench.cli.output import duration, print_json_line, quantity, say, say_exactly, trials, warn
-from scalebench.errors import StudyError, unknown
+from scalebench.errors import StudyError, number_of, unknown
 
 if TYPE_CHECKING:
     from scalebench.cli.progress import TrialLabel
@@ -152,8 +152,8 @@ def _announce(sweep: Sweep, *, as_json: bool) -> None:
     for line in counted(sweep.damaged):
         warn(f"damaged, counts as missing: {line}")
     if sweep.other_code:
-        text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
-        warn(text)
+        results = number_of(sweep.other_code, "result")
+        warn(f"{results} of another version of the code; --fresh-code runs again what other code made")
     if not as_json:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
         sys.stdout.flush()  # into a pipe too, before what follows takes its time
