@@ -29,7 +29,7 @@ from command_support import CHINCHILLA, surface
         (("empty",), "empty: no results here"),
         (("absent",), "absent: there is no such file or folder"),
         (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
-        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .jsonl, .jsonl.gz, .parq"),
+        (("p.json",), "suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .jsonl, .jsonl.gz, .ndjson, .parq"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:

@@ -208,7 +208,7 @@ def test_the_section_answers_the_question_of_size_with_its_noise():
     assert "over 12 models" in sentences
     assert "random: " not in sentences  # the control answers no question of its own
     assert "Pruning at random loses more than magnitude-global" in sentences
-    assert "masked models have as many bytes as the unpruned ones and take 1.0 times as long" in sentences
+    assert "masked models have as many bytes as the unpruned ones and take 1.00 times as long" in sentences
     smaller = " ".join(SECTION.verdict(study(rows(exponent=0.3, scatter=0.005))))
     assert "larger models tolerate less pruning" in smaller
     gentle = " ".join(SECTION.verdict(study(rows(factor=0.01))))

@@ -57,7 +57,7 @@ class Recorder:
         self.columns: dict[str, Any] = {**header["identity"], "timing_exclusive": placement["exclusive"]}
         self._lock = DeviceLock("")
         self._begun = core_use(placement.get("cpus", ()))
-        self._last_beat_s = time.monotonic()
+        self._last_beat_s = -math.inf
 
     @property
     def keeps_weights(self) -> bool:
@@ -130,7 +130,7 @@ class Recorder:
         return rate
 
     def progress(self, done: int, total: int, loss: Callable[[], float] | None = None) -> None:
-        """Record the steps done, and write a heartbeat: at most one a second, and one at the end.
+        """Record the steps done, and write a heartbeat: the first time, at most one a second, and one at the end.
 
         The heartbeat has the ``loss`` of the last step, if there is one, and the memory of this process. A full disk
         may have room again before the trial ends: until then heartbeats are left out.
