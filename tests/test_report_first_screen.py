@@ -188,7 +188,7 @@ def test_a_page_of_sixteen_studies_is_small_and_begins_with_all_of_them(sixteen:
     links = re.findall(r'<th scope="row"[^>]*><a href="#([^"]+)">', table.group())
     assert links == [f"study-study-{i}" for i in range(16)]
     assert {a["id"] for name, a in outline.elements if name == "section" and "id" in a} >= set(links)
-    assert "Time grew more slowly than model size in 16 of 16 series" in sixteen
+    assert "Time grew more slowly than model size in 16 of 16" in sixteen
     assert "Faster:" not in sixteen
     assert 'id="overview-growth"' in sixteen
 

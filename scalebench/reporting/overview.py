@@ -100,10 +100,10 @@ def conclusion(rows: Sequence[GrowthRow]) -> str:
     if not slower:
         return f"{len(rows)} series, none of them with three sizes."
     (first, share), *rest = slower
-    head = f"{first.capitalize()} grew more slowly than model size in {share} series"
+    head = f"{first.capitalize()} grew more slowly than model size in {share}"
     also = "".join(f" and {name} in {share}" for name, share in rest)
     more = f" Faster: {' and '.join(faster)}." if faster else ""
-    return f"{head}{also}, of those whose exponent has an interval.{more}"
+    return f"{head}{also} series whose exponent has an interval.{more}"
 
 
 def _slower(how: Growth) -> bool:

@@ -106,7 +106,7 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
     marks.draw(series.usable[series.x.column], series.usable[LOSS], trial_titles(series, series.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
     held = (sizes["size"] == sizes["size"].max()) & (series.held is not None)
-    for chosen, marker, size, role in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
+    for chosen, marker, size, role in ((~held, style["marker"], 9, "mean"), (held, "*", 14, "held-out size")):
         part = sizes[chosen]
         if part.empty:
             continue
