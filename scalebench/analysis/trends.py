@@ -25,7 +25,7 @@ INPUT = re.compile(r"\bx\b(?! =)")
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
-EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact, at so many sizes
+EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact; fewest sizes for it
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 

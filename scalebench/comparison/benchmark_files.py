@@ -23,7 +23,7 @@ UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 KINDS: Mapping[type, str] = {dict: "an object", list: "a list", int: "a whole number"}
 Part = TypeVar("Part", dict[str, Any], list[Any], int)
 UNKNOWN_MACHINE = "unknown"
-# asv tells by a benchmark's name what it measures; its file of results has no unit.
+# In asv the beginning of a benchmark's name says what it measures; its file of results has no unit.
 NOT_A_TIME = re.compile(r"(^|\.)(mem_|Mem[A-Z_]|peakmem_|PeakMem[A-Z_]|track_|Track[A-Z_])[^.]*$")
 
 

@@ -169,8 +169,8 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
         for series in all_series if len(series.sizes)
         for factor in NEXT_FACTORS for size in [factor * float(series.sizes["size"].max())]
     ]  # fmt: skip
-    found = [answers for *_, answers in projected]
-    shown = [name for name in PROJECTED if any(name in each and each[name].value is not None for each in found)]
+    per_row = [answers for *_, answers in projected]
+    shown = [name for name in PROJECTED if any(name in each and each[name].value is not None for each in per_row)]
     if not {*shown} - {"data"}:
         return _no_projections(all_series)
     rows = [

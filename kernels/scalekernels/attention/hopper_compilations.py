@@ -139,5 +139,5 @@ def _compilations() -> Iterator[Compilation]:
 def _methods_reached(head_dimension: int, causal: bool) -> dict[Method, None]:
     """Return the methods of ``tuned.json`` that use the kernel for all gradients."""
     cases = itertools.product(tuned.BUCKETS, (True, False))
-    found = (method_of(head_dimension, causal, bucket, deterministic) for bucket, deterministic in cases)
-    return {method: None for method in found if method is not None and method.name != APART.name}
+    methods = (method_of(head_dimension, causal, bucket, deterministic) for bucket, deterministic in cases)
+    return {method: None for method in methods if method is not None and method.name != APART.name}

@@ -202,10 +202,10 @@ def _of_other_settings(study: StudyAnalysis) -> str:
     """Return that the study was edited between runs, and how many results of its folder are left out."""
     if not study.earlier:
         return f" {left_out_line(study.left_out)}." if study.left_out else ""
-    kept = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
+    others = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
     planned = f"{'are' if study.earlier > 1 else 'is'} no longer planned"
     trials = number_of(study.earlier, "trial")
-    return f" The study was edited between runs: {trials} of an earlier version {planned}{kept}."
+    return f" The study was edited between runs: {trials} of an earlier version {planned}{others}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
