@@ -87,6 +87,20 @@ def test_plots_return_axes(results: Results, name: str) -> None:
     mpl.pyplot.close(axes.figure)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_many_series_are_named_at_their_ends_on_plain_axes_too(tmp_path: Path, own: bool) -> None:
+    names = [f"kind {letter}" for letter in "abcdefgh"]
+    rows = [
+        row | {"implementation": name, "trial_id": name[-1] + row["trial_id"]} for name in names for row in planted()
+    ]
+    folder = write_study(tmp_path / "planted", rows).parent
+    axes = scalebench.load_results(folder).plot.time(ax=mpl.pyplot.subplots()[1] if own else None)
+    axes.figure.draw_without_rendering()
+    assert {text.get_text() for text in axes.texts} >= set(names)
+    mpl.pyplot.close(axes.figure)
+
+
 def test_pandas_own_plots_remain(results: Results) -> None:
     axes = results.plot(x="params_non_embedding", y="validation_loss_nats")
     assert len(axes.lines) == 1

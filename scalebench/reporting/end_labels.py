@@ -83,4 +83,5 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
         leader.set_in_layout(False)
         axes.add_artist(leader)
         axes.text(TEXT_START, place, end.name, transform=axes.transAxes, va="center", fontsize=FONT_POINTS)
-    figure.get_layout_engine().set(rect=(0, 0, 1 - PHONE_ROOM, 1))  # type: ignore[union-attr, call-arg]
+    if engine := figure.get_layout_engine():  # none in a figure of someone else's
+        engine.set(rect=(0, 0, 1 - PHONE_ROOM, 1))  # type: ignore[call-arg]

@@ -33,7 +33,7 @@ class Plots(PlotAccessor):
         studies = list(results.studies)
         if len(studies) != 1:
             raise InputError([f"plot.{name}: {len(studies)} studies here; load one: load_results('RESULTS/<study>')"])
-        axes = plt.subplots()[1] if ax is None else ax
+        axes = plt.subplots(layout="constrained")[1] if ax is None else ax
         draw = getattr(import_module(f"scalebench.reporting.figures.{module}"), function)
         figure: Any = axes.figure
         drawn = draw(Marks(figure, axes), analyse(results, studies[0]))
