@@ -40,11 +40,6 @@ class Optimum:
         return asdict(self)
 
 
-def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
-    """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss; see `joint_optimum`."""
-    return joint_optimum(np.asarray(x, dtype=np.float64)[:, None], loss, ("x",), neighbours)[0]
-
-
 def joint_optimum(
     x: ArrayLike, loss: ArrayLike, names: Sequence[str], neighbours: int | None = 2
 ) -> tuple[Optimum, ...]:

@@ -19,7 +19,6 @@ from scalebench.reporting.tables import Table, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 PROCESSES, KIND, BATCH, RATE = "processes", "parallel", "batch_size", "samples_per_s"
-ALONE = "none"  # ``parallel`` of a single process
 ALLOCATED = "peak_memory_allocated_bytes"
 STATE = tuple(f"memory_{part}_bytes" for part in ("parameters", "gradients", "optimizer"))
 
