@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 
 from scalebench.advice.optima import optimum_law, regress, vertex_variances
-from scalebench.advice.vertex import quadratic_optimum
+from scalebench.advice.vertex import joint_optimum
 from scalebench.laws import FitRefused
 
 SIZES = np.geomspace(1e6, 1e9, 7)
+
+
+def quadratic_optimum(x, loss, neighbours):
+    """Optimum of a sweep of one column."""
+    return joint_optimum(np.asarray(x)[:, None], loss, ("x",), neighbours)[0]
 
 
 def sweeps(rng, *, noise=0.0, constant=3.0, exponent=-0.35, wide=2.0, points=7, sizes=SIZES, **tokens):

@@ -207,7 +207,7 @@ def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
 def test_a_description_says_what_is_drawn() -> None:
     with canvas("x") as marks:
         loss_figure(marks, analyse(synthetic(), "synthetic"))
-    text = marks.shown()
+    text = marks.description()
     assert text.startswith("Validation loss (nats) against size N (non-embedding parameters).")
     assert "12 marks from 1,536 parameters, seed 0: 2.1" in text.replace("\u00a0", " ")
 

@@ -114,8 +114,8 @@ def approach_2_bias(
     true = closed_form(surface.parameters, flops_law(columns))[0]
     log = np.log(float(columns["flops"].max()))
     off = np.concatenate([line.coefficients for line in lines]) - true
-    at, beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
-    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), at, beyond)
+    off_there, off_beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
+    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), off_there, off_beyond)
 
 
 def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:

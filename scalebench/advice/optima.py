@@ -65,9 +65,9 @@ class LinearFit:
         """Student-t interval of row @ coefficients."""
         from scipy.special import stdtrit  # lazily: scipy.stats takes a second to import
 
-        at = np.asarray(row, dtype=np.float64)
-        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(at @ self.covariance @ at)
-        return float(at @ self.coefficients - half), float(at @ self.coefficients + half)
+        regressors = np.asarray(row, dtype=np.float64)
+        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(regressors @ self.covariance @ regressors)
+        return float(regressors @ self.coefficients - half), float(regressors @ self.coefficients + half)
 
     def draws(self, n: int, seed: int) -> Array:
         """Coefficients of `n` simulated studies, [n, k], multivariate t: the parametric bootstrap of a line."""

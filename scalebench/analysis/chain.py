@@ -43,7 +43,7 @@ def _texts(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(names))
 
 
-def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Iterator[Link]:
+def _before(children: pd.DataFrame, rows: pd.DataFrame, visited: set[str]) -> Iterator[Link]:
     """Yield the links before some trials, newest first."""
     children = children[children["parent_trial_id"].notna()]
     if children.empty:
@@ -54,8 +54,8 @@ def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Itera
     name = ", ".join(sorted(set(children["parent_study"].dropna()) or set(parents["study"]))) or "a study"
     flops = float((reached - before.fillna(0.0)).sum())
     yield Link(name, len(reached), flops, parents.empty, place_of(children))
-    if name not in seen:
-        yield from _before(parents, rows, seen | {name})
+    if name not in visited:
+        yield from _before(parents, rows, visited | {name})
 
 
 def place_of(children: pd.DataFrame) -> str:

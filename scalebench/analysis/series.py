@@ -91,7 +91,7 @@ class Series:
         return trend_of(smaller, LOSS, self.law, self.x.column)
 
     @property
-    def held(self) -> Forecast | None:
+    def held_out_forecast(self) -> Forecast | None:
         """The largest size, predicted from the smaller ones, where the study holds it out and they carry the law."""
         if not (self.holds_out and self.backtest):
             return None
@@ -216,10 +216,10 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
         yield make_series("", trials, definition, x)
         return
     for values, group in trials.groupby(columns, dropna=False, sort=True):
-        named = zip(columns, values, strict=True)
+        settings = zip(columns, values, strict=True)
         parts = [
             value if isinstance(value, str) else f"{SHORT.get(name, name)} {setting_text(value)}"
-            for name, value in named
+            for name, value in settings
         ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield make_series(label, group, definition, x)

@@ -161,12 +161,12 @@ def by_weights(points: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
 
 def chain(point: Mapping[Any, Any], points: Mapping[Any, Mapping[Any, Any]]) -> str:
     """Return a trial with the trials that it came from, oldest first; ``points`` are those of ``by_weights``."""
-    links, seen = [point], {point["trial_id"]}
+    links, visited = [point], {point["trial_id"]}
     while isinstance(parent := links[0]["parent"], str):
         link = points.get(parent, {"trial_id": parent, "study": "", "settings": "", "parent": None})
-        if link["trial_id"] in seen:
+        if link["trial_id"] in visited:
             break
-        seen.add(link["trial_id"])
+        visited.add(link["trial_id"])
         links.insert(0, link)
     return " → ".join(_link(link) for link in links)
 

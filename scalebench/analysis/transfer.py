@@ -153,8 +153,8 @@ def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
         tuned = tuned[tuned["head"].fillna("own").eq("own")]
     scratch = runs_from_scratch(study.others, tuned)
     if tuned.empty or scratch.empty:
-        what = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
-        return TransferAnalysis((), f"there are no {what} among these results")
+        missing = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
+        return TransferAnalysis((), f"there are no {missing} among these results")
     curves = {float(str(size)): curve_of(part) for size, part in scratch.groupby(N)}
     return TransferAnalysis(tuple(_points(tuned, curves)))
 

@@ -42,7 +42,7 @@ class Trend:
     no_interval: str = ""
     choice: str = ""
 
-    def at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
+    def predict_at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
         """Return prediction, low and high (95 %) at one place; NaN ends where there is no interval."""
         assert self.fit is not None
         place = {name: np.array([value], dtype=np.float64) for name, value in inputs.items()}
@@ -120,7 +120,7 @@ def determined(fitted: Fit) -> Trend:
 
 def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
     """Fit a column against the column ``size``; seeds of one size are one configuration."""
-    return _named(fit_trend(_points(trials, column, size), law))
+    return _of_size(fit_trend(_points(trials, column, size), law))
 
 
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
@@ -129,10 +129,10 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     if points.empty:
         return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
-    return _named(replace(fit_trend(points, law), choice=choice))
+    return _of_size(replace(fit_trend(points, law), choice=choice))
 
 
-def _named(trend: Trend) -> Trend:
+def _of_size(trend: Trend) -> Trend:
     """Return a trend whose reasons speak of the size, which laws of one input call x."""
     return replace(trend, reason=INPUT.sub("size", trend.reason), no_interval=INPUT.sub("size", trend.no_interval))
 
@@ -155,8 +155,8 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     tied = any(ranked.tied for ranked in choice.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
     law = simple if tied else choice.best
     against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
-    shown = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
-    return law, f"{law}, {against}, by hold-out error: {shown}"
+    errors_text = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
+    return law, f"{law}, {against}, by hold-out error: {errors_text}"
 
 
 def is_straight(x: Array, y: Array) -> bool:

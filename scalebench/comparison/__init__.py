@@ -47,8 +47,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Return the main columns as a table, for notebooks."""
         names = ("case", "provider", "status", "time_median_s", "time_low_s", "time_high_s", "ratio", "verdict")
-        shown = self.frame[[name for name in names if name in self.frame]]
-        html: str = shown.to_html(index=False, na_rep="", border=0)
+        main = self.frame[[name for name in names if name in self.frame]]
+        html: str = main.to_html(index=False, na_rep="", border=0)
         return html
 
     @property

@@ -76,10 +76,10 @@ class Estimate:
             _check_pinned(problem, table, pinned[form.offset or ""], width)
         theta, values, done = minimise(problem, width)
         settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width, "weighted": weighted}
-        return cls.at(bound_offset(problem, table, theta), table, settings, theta=theta, values=values, done=done)
+        return cls.ended_at(bound_offset(problem, table, theta), table, settings, theta=theta, values=values, done=done)
 
     @classmethod
-    def at(
+    def ended_at(
         cls, problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
     ) -> Self:
         """The fit whose best start ended at `theta` [P], among starts of objectives `values` [starts]."""

@@ -57,6 +57,6 @@ def core_use(cpus: Sequence[int]) -> CoreUse | None:
     if not usage_rows:
         return None
     ticks = sum(int(row[index]) for row in usage_rows for index in BUSY_FIELDS)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usage = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own_s = sum(part.ru_utime + part.ru_stime for part in usage)
     return CoreUse(len(usage_rows), ticks / os.sysconf("SC_CLK_TCK"), own_s, time.monotonic())

@@ -88,7 +88,7 @@ class FileLock:
             os.close(file)
 
     @contextlib.contextmanager
-    def held(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def holding(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the lock during a ``with`` block; see ``take``."""
         self.take(shared=shared, waiting=waiting)
         try:

@@ -106,8 +106,3 @@ def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:
 
     series = pd.Series(cells).astype(object)
     return np.asarray(pd.to_numeric(series.map(lambda cell: plain(str(cell), mark)), errors="coerce"), dtype=np.float64)
-
-
-def is_ambiguous(text: str, mark: Mark | None) -> bool:
-    """Whether a text has two readings that nothing in its file decides."""
-    return mark is None and bool(_ONE_COMMA.fullmatch(without_suffix(text)))

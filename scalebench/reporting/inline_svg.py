@@ -56,12 +56,12 @@ def _series(marks: Marks) -> dict[str, str]:
     Empty where there is only one.
     """
     handles, labels = marks.axes.get_legend_handles_labels()
-    named: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
         variable = CSS_COLORS.get(color_of(handle) or "", "")
         if variable.startswith(("--s", "--r")):
-            named.setdefault(variable, []).append(label)
-    alone = {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+            labels_of.setdefault(variable, []).append(label)
+    alone = {texts[0]: variable for variable, texts in labels_of.items() if len(texts) == 1}
     return alone if len(alone) > 1 else {}
 
 

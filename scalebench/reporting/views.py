@@ -106,7 +106,7 @@ def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Su
 def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> FigureView:
     text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
     # Safe: ElementTree has escaped every text and attribute of it.
-    svg = Markup(to_svg(marks, name, spec.title, f"{marks.shown()} {text}"))  # noqa: S704
+    svg = Markup(to_svg(marks, name, spec.title, f"{marks.description()} {text}"))  # noqa: S704
     return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
 
 

@@ -40,9 +40,9 @@ def _check_families(chain: list[Study]) -> None:
     """Raise ``StudyError`` where a study names a family that the studies it starts from do not train."""
     known: set[str] = set()
     for study in reversed(chain):
-        named = study.axes().get("model.family", ())
-        for family in named:
+        families = study.axes().get("model.family", ())
+        for family in families:
             if known and study.start is not None and family not in known:
                 line = f"model.family: {family!r}, but its parents are of family {', '.join(sorted(known))}"
                 raise StudyError([f"{study.origin}: {line}"])
-        known = {family for family in named if family} or known
+        known = {family for family in families if family} or known

@@ -154,7 +154,7 @@ class Observer:
     """Judges whether the drivers of a study are alive."""
 
     study_dir: Path
-    _seen: dict[str, tuple[Any, float]] = field(default_factory=dict)
+    _beats: dict[str, tuple[Any, float]] = field(default_factory=dict)
 
     def alive(self, driver: str) -> bool:
         """Whether a driver runs: its process is there, or its file has changed within the last ``STALE_S``."""
@@ -165,10 +165,10 @@ class Observer:
         if state.get("space") == process_space():
             return isinstance(state.get("pid"), int) and process_start(state["pid"]) == state.get("start")
         now = time.monotonic()
-        beat, since = self._seen.get(driver, (None, now))
+        beat, since = self._beats.get(driver, (None, now))
         if beat != state.get("beat"):
             since = now
-        self._seen[driver] = (state.get("beat"), since)
+        self._beats[driver] = (state.get("beat"), since)
         return now - since < STALE_S
 
     def running(self, trial_dir: Path) -> Path | None:

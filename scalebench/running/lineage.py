@@ -44,8 +44,11 @@ def _named_in(path: Path | None) -> tuple[str, str | None]:
     except StudyError:
         return "", None
     tables = {name: table for name, table in content.items() if isinstance(table, dict)}
-    named = {"from": tables.get("from"), **{f"{name}.teacher": table.get("teacher") for name, table in tables.items()}}
-    for key, entry in named.items():
+    entries = {
+        "from": tables.get("from"),
+        **{f"{name}.teacher": table.get("teacher") for name, table in tables.items()},
+    }
+    for key, entry in entries.items():
         if isinstance(entry, dict) and isinstance(entry.get("study"), str):
             return key, entry["study"]
     return "", None

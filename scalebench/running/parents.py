@@ -65,12 +65,13 @@ class ParentTrial:
         wrong = [name for name, shape in shapes.items() if expected.get(name) != shape]
         if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
             changed = [key for key in model if model[key] != self.trial.model.get(key)]
-            given, own = (
+            requested, own = (
                 ", ".join(f"{key} = {values.get(key)!r}" for key in changed) for values in (model, self.trial.model)
             )
             names = ", ".join(changed)
             raise InputError(
-                f"model: {given}: the weights of {self.trial_id}, with {own}, do not fit another {names}; leave it out"
+                f"model: {requested}: the weights of {self.trial_id}, with {own}, do not fit another {names}; "
+                "leave it out"
             )
 
     def check_held_out(self, child: Trial, data: Data) -> None:

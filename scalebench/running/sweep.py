@@ -131,13 +131,13 @@ def execute(
     with driving(sweep.study_dir) as driver:
         observer = Observer(sweep.study_dir)
         while pending:
-            rows, free = _look(sweep, pending, observer)
+            rows, free = _new_records(sweep, pending, observer)
             attempts = Attempts(sweep.study_dir, study, sweep.planned, driver, keep_order=order != "auto")
             coming = {planned.trial_id: (planned, claim) for planned, claim in in_order(free, order)}
             for ids in grouped((planned for planned, _ in coming.values()), study, engine).batches:
                 attempts.add_batch([coming[trial_id] for trial_id in ids])
-            here = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
-            for row in chain(rows, here):
+            own_rows = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
+            for row in chain(rows, own_rows):
                 del pending[row["trial_id"]]
                 yield row
             if pending and not free:  # other drivers run them
@@ -145,7 +145,7 @@ def execute(
                 time.sleep(WAIT_S)
 
 
-def _look(
+def _new_records(
     sweep: Sweep, pending: Mapping[str, PlannedTrial], observer: Observer
 ) -> tuple[list[dict[str, Any]], list[tuple[PlannedTrial, int]]]:
     """Return the records of trials that other drivers have run since the survey, and the trials that nobody runs.

@@ -104,14 +104,14 @@ def _unchanged(trials: Path, frame: pd.DataFrame) -> list[bool]:
     descriptor = os.open(trials, os.O_RDONLY)
     try:
         return [
-            _holds(descriptor, *place, stamp, files[text])
+            _has_stamp(descriptor, *place, stamp, files[text])
             for place, stamp, text in zip(places, stamps, texts, strict=True)
         ]
     finally:
         os.close(descriptor)
 
 
-def _holds(trials: int, trial: str, attempt: str, stamp: Stamp, files: Sequence[tuple[str, int]]) -> bool:
+def _has_stamp(trials: int, trial: str, attempt: str, stamp: Stamp, files: Sequence[tuple[str, int]]) -> bool:
     """Whether a trial has this stamp, and its files these sizes (-1: missing)."""
     try:
         if stamp_of(trials, trial, attempt) != stamp:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from scalebench.errors import number_of
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
 from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
-
-if TYPE_CHECKING:
-    from scalebench.store.results import Results
-
 
 STUDY = "study.json"
 
@@ -173,18 +166,6 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
     }
     write_study(study_dir, study | remaining)
     return dropped
-
-
-def of_plans(results: Results) -> Results:
-    """Return results without the trials that their study did not plan, where its ``study.json`` lists any."""
-    frame = results.frame
-    keep = np.ones(len(frame), dtype=bool)
-    for name, study in results.studies.items():
-        if ids := planned_ids(study):
-            # A study's folder may have another name than its records: without other studies, all rows are its own.
-            own = len(results.studies) == 1 or (frame["study"] == name).to_numpy()
-            keep &= frame["trial_id"].isin(ids).to_numpy() | np.logical_not(own)
-    return replace(results, frame=frame[keep])
 
 
 def left_out_line(number: int) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.store import index
 from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import plain_text, write_table
-from scalebench.store.plans import joined_plans, read_study
+from scalebench.store.plans import joined_plans, planned_ids, read_study
 from scalebench.store.trials import Reading, is_folder, read_trial_dir, study_dirs, trial_names
 
 if TYPE_CHECKING:
@@ -196,3 +196,17 @@ def load_results(*paths: str | Path) -> pd.DataFrame:
 def export(results: Results, path: Path) -> None:
     """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
     write_table(results.frame, path)
+
+
+def of_plans(results: Results) -> Results:
+    """Return results without the trials that their study did not plan, where its ``study.json`` lists any."""
+    import numpy as np
+
+    frame = results.frame
+    keep = np.ones(len(frame), dtype=bool)
+    for name, study in results.studies.items():
+        if ids := planned_ids(study):
+            # A study's folder may have another name than its records: without other studies, all rows are its own.
+            own = len(results.studies) == 1 or (frame["study"] == name).to_numpy()
+            keep &= frame["trial_id"].isin(ids).to_numpy() | np.logical_not(own)
+    return replace(results, frame=frame[keep])

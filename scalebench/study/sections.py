@@ -31,11 +31,11 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
 
-    def given(self) -> dict[str, tuple[Any, ...]]:
+    def filled_fields(self) -> dict[str, tuple[Any, ...]]:
         """Return the fields that hold values, defaults included, those absent left out."""
         return {name: value for name, value in self if value is not None}
 
-    def named(self) -> dict[str, tuple[Any, ...]]:
+    def fields_in_file(self) -> dict[str, tuple[Any, ...]]:
         """Return only the fields that the file names."""
         return {
             name: value for name, value in self if name in self.model_fields_set or name in (self.model_extra or {})
@@ -148,7 +148,7 @@ class Point(Section):
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return the named fields as {"model.params": (…), …}."""
-        return {f"{name}.{key}": values for name, section in self for key, values in section.named().items()}
+        return {f"{name}.{key}": values for name, section in self for key, values in section.fields_in_file().items()}
 
 
 class WorkloadTable(Protocol):
@@ -238,7 +238,7 @@ class Study(Section):
         axes: dict[str, tuple[Any, ...]] = {}
         for table in ("model", self.TABLES[self.workload], "data"):
             section: Section = getattr(self, table)
-            values = section.given() if self.parents is None else section.named()
+            values = section.filled_fields() if self.parents is None else section.fields_in_file()
             axes |= {f"{table}.{key}": value for key, value in values.items() if isinstance(value, tuple)}
         for entry in self.zipped:
             axes |= entry.axes()

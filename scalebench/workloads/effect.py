@@ -147,11 +147,11 @@ def forward_pass(model: nn.Module, task: Task, spec: Computation, device: torch.
 
     from scalebench.workloads.loop import computing
 
-    inputs, named = model_inputs(model.eval(), task, spec, device)
+    inputs, keywords = model_inputs(model.eval(), task, spec, device)
 
     def call() -> object:
         with torch.inference_mode(), computing(model, device, spec.precision):
-            return model(*inputs, **named)
+            return model(*inputs, **keywords)
 
     return call
 
@@ -167,8 +167,8 @@ def model_inputs(
 
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def take(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((inputs, named))
+    def take(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((inputs, keywords))
 
     batch, _ = next(iter(task.validation()))
     with ExitStack() as stack:

@@ -35,11 +35,11 @@ def check_device(device: torch.device) -> None:
     """Raise ``Unsupported`` for a GPU without the product of 4-bit weights, or another kind of device."""
     if device.type not in ("cpu", "cuda"):
         raise Unsupported(f"int4-weight-only: torchao has no product of 4-bit weights for {device.type}")
-    if device.type == "cuda" and (has := torch.cuda.get_device_capability(device)) < GPU_CAPABILITY:
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < GPU_CAPABILITY:
         needed, name = ".".join(map(str, GPU_CAPABILITY)), torch.cuda.get_device_name(device)
         raise Unsupported(
             f"int4-weight-only needs a GPU of compute capability {needed} or more, and {name} has "
-            f"{'.'.join(map(str, has))}; set quantize.device = 'cpu'"
+            f"{'.'.join(map(str, capability))}; set quantize.device = 'cpu'"
         )
 
 

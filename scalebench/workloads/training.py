@@ -154,7 +154,7 @@ def _filled(request: Request) -> dict[str, Any]:
 @cache
 def _defaults() -> Mapping[str, Any]:
     """Return the values of [train] that a file need not name, the device aside."""
-    return {name: values[0] for name, values in TrainSection().given().items() if name != "device"}
+    return {name: values[0] for name, values in TrainSection().filled_fields().items() if name != "device"}
 
 
 def _sequence_length(request: Request, requested: int | None) -> int | None:

@@ -224,9 +224,9 @@ class TrainingRun:
             with torch.compiler.set_stance("force_eager"):
                 backward = backward_of(running.module, task, self.spec, running.device)
                 return memory.split_columns(running.module, running.optimizer, backward)
-        held = (0, 0) if running.copy is None else running.copy.held_bytes()
+        copy_bytes = (0, 0) if running.copy is None else running.copy.held_bytes()
         peak = self.columns["peak_memory_allocated_bytes"]
-        return memory.held_columns(running.model, running.optimizer, peak, *held)
+        return memory.held_columns(running.model, running.optimizer, peak, *copy_bytes)
 
     def check(self, done: int) -> None:
         """Report progress, keep checkpoints; raise ``Diverged`` when a loss is not finite, in every process."""

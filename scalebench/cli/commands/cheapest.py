@@ -103,7 +103,7 @@ def _differences(rows: pd.DataFrame) -> str:
 
 def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
     """Print the candidates, where each comes from, and the reasons why there are no others."""
-    say(f"fewest FLOPs with {_asked(answer.limits)}", "")
+    say(f"fewest FLOPs with {_limits_text(answer.limits)}", "")
     if answer.candidates:
         table("", HEADER, [_row(candidate) for candidate in answer.candidates], text_columns=2)
         say("", *_notes(answer, points))
@@ -118,7 +118,7 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
             say(f"none {basis}: {subject}{reason}")
 
 
-def _asked(limits: Limits) -> str:
+def _limits_text(limits: Limits) -> str:
     parts = [f"a loss of at most {limits.loss:g} nats"]
     parts += [f"{quantity(limits.bytes, 'B')} of weights"] * (limits.bytes is not None)
     parts += [f"{quantity(limits.latency, 's')} per forward pass"] * (limits.latency is not None)

@@ -28,8 +28,8 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
             continue
         peak = datasheet_peak(H100, train.precision)
         if entry.trial.device_kind == "cuda":
-            seen = gpu_peak(train.precision)
-            peak = peak if seen.flops_per_s is None else seen
+            own_peak = gpu_peak(train.precision)
+            peak = peak if own_peak.flops_per_s is None else own_peak
         config = gpt.Config(**entry.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
         name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
         name += f" in {train.accumulation} micro-batch{'es' * (train.accumulation > 1)}"

@@ -191,8 +191,8 @@ def _conclude(
     sweep: Sweep, name: str, settings: Sequence[str], results: Path, elapsed_s: float, page: Path | None
 ) -> None:
     """Print the outcome, what did not end ok with the command that runs it again, and where the page is."""
-    shown = ", ".join(f"{number} {status}" for status, number in sorted(sweep.statuses().items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
+    statuses = ", ".join(f"{number} {status}" for status, number in sorted(sweep.statuses().items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {statuses}")
     wrong = {trial_id: row for trial_id, row in sweep.rows.items() if row["status"] != "ok"}
     lines = counted(
         f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}" for trial_id, row in wrong.items()

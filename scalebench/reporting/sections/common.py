@@ -166,8 +166,8 @@ def strip_of(study: StudyAnalysis) -> Table | None:
 
 def workload_of(study: StudyAnalysis) -> str:
     """Return the workload that a study names, else that of its records; records without that column are of training."""
-    if named := study.definition.get("workload"):
-        return str(named)
+    if workload := study.definition.get("workload"):
+        return str(workload)
     recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
     return str(recorded.pop()) if len(recorded) == 1 else "training"
 
