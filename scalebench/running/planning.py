@@ -11,7 +11,7 @@ from typing import Any
 
 from scalebench.data import Data, DataError, open_data, open_source
 from scalebench.errors import InputError, StudyError, expect, unknown
-from scalebench.families import FAMILIES, Counts, configure
+from scalebench.families import FAMILIES, Counts, configure, family_error, file_sha256
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
 from scalebench.running.devices import device_kind
@@ -89,10 +89,10 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
 
 def _name_lines(study: Study) -> Iterator[str]:
     """Yield a line for every name that is not known."""
-    axes = study.axes() | {"fit.law": (study.fit.law,)}
-    known = {"model.family": list(FAMILIES), "fit.law": list(LAWS)}
-    for key, names in known.items():
-        yield from (f"{key}: {unknown(value, names)}" for value in axes.get(key, ()) if value not in names)
+    axes = study.axes()
+    errors = (family_error(name) for name in axes.get("model.family", ()))
+    yield from (f"model.family: {error}" for error in errors if error)
+    yield from (f"fit.law: {unknown(name, LAWS)}" for name in (study.fit.law,) if name not in LAWS)
     for source in axes.get("data.source", ()):
         try:
             open_source(source)
@@ -198,7 +198,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     opened = open_data(*opening)
     about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
-    configure = partial(_configured, name, tuple(model.items()), opening)
+    configure = partial(_configured, name, sha256 := file_sha256(name), tuple(model.items()), opening)
     request = Request(name, values, configure, opened, about, device=device)
     decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
@@ -209,6 +209,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         data=about,
         parent=None if parent is None else parent.identity,
         device_kind=device_kind(device),
+        family_sha256=sha256,
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
@@ -241,9 +242,9 @@ Opening = tuple[str, int | None, float]  # source, vocabulary asked for, validat
 
 @lru_cache(maxsize=65536)
 def _configured(
-    name: str, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
+    name: str, _sha256: str | None, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
 ) -> tuple[Any, Counts]:
-    """Return the Config and its counts: the same for every seed and learning rate, so computed once."""
+    """Return the Config and its counts: the same for every seed and learning rate: computed once per file content."""
     family = FAMILIES[name]
     opened = open_data(*opening)
     if not isinstance(opened, family.TAKES):
@@ -274,6 +275,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "requested_params": planned.requested.get("params"),
         "size": planned.requested.get("size"),
         "family": trial.family,
+        "family_sha256": trial.family_sha256,
         "device_kind": trial.device_kind,
         "parent_trial_id": parent and parent.trial_id,
         "parent_study": parent and parent.study,
