@@ -64,7 +64,6 @@ def test_one_column_is_the_parabola_of_a_single_sweep() -> None:
     assert joint_optimum(x[:, None], loss, ("lr",)) == (quadratic_optimum(x, loss),)
 
 
-@pytest.mark.slow
 def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:
     studies, covered = 40, 0
     for seed in range(studies):

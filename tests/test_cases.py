@@ -124,7 +124,6 @@ def test_what_a_terminal_cannot_show_is_replaced() -> None:
     assert "\\u" not in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "doubt"),
     [

@@ -133,7 +133,6 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     assert row.count("—") == 2  # neither time per step nor memory grows with data
 
 
-@pytest.mark.slow
 def test_a_law_without_intervals_says_so_once() -> None:
     frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000))
     frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)

@@ -194,6 +194,7 @@ def test_threads_started_by_a_call_are_waited_for_inside_the_clock(monkeypatch: 
     staying.set()
 
 
+@pytest.mark.slow
 def test_work_left_to_other_threads_is_its_processor_time_after_the_call() -> None:
     x = torch.randn(2_000_000)
 

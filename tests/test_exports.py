@@ -224,6 +224,7 @@ def test_a_column_named_after_another_unit_is_named(command, tmp_path: Path, nam
     assert ("perplexities?" in err) == (name != "val_ppl")  # what the name says is not asked as well
 
 
+@pytest.mark.slow
 def test_multiplier_of_two_units_is_doubted(command, tmp_path: Path) -> None:
     flops = np.geomspace(1e17, 1e21, 9)
     for name, unit in (("old", 1e9), ("new", 1.0)):

@@ -55,7 +55,6 @@ def test_twice_15_steps_with_optimizer_state_are_30_steps_bit_by_bit(
     assert second["parent_flops"] + 15 * second["flops_per_step"] == 30 * whole["flops_per_step"]
 
 
-@pytest.mark.slow
 def test_a_child_inherits_family_model_and_data_and_records_its_parent(copied: Path) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")
     (trial,) = planned(copied, CHILD, "train.learning_rate=0.02")

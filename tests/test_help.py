@@ -35,8 +35,8 @@ def readme_commands() -> list[str]:
 
 
 def marked(lines: Iterable[str]) -> list[Any]:
-    """Mark as slow those of some command lines that take over half a second."""
-    slow = ("run", "report", "predict", "worth", "next")
+    """Mark as slow those of some command lines that take a third of a second and more."""
+    slow = ("run", "report", "predict", "worth")
     return [
         pytest.param(line, marks=pytest.mark.slow if line.removeprefix("scalebench ").split()[0] in slow else ())
         for line in lines
@@ -97,6 +97,7 @@ def test_shells_complete_commands_and_options(shell: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("")

@@ -115,7 +115,6 @@ def test_tables_and_sentences_fit_the_terminal(command, folder: Path, monkeypatc
     assert [line for line in out.splitlines() if len(line) > columns and " " in line.strip()] == []
 
 
-@pytest.mark.slow
 def test_comparisons_of_one_process_are_in_the_report(command, folder: Path, monkeypatch) -> None:
     """They have no interval."""
     monkeypatch.chdir(folder)

@@ -228,6 +228,7 @@ def test_the_section_draws_every_figure_and_names_the_law_or_its_refusal():
     assert any(row[1][0] == "α" for row in law.rows)
 
 
+@pytest.mark.slow
 def test_published_findings_are_judged_by_the_effect_and_its_noise():
     def verdicts(*frames):
         return {each.source: each.verdict for each in SECTION.outcome(study(*frames)).findings}

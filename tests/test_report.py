@@ -43,7 +43,6 @@ def page(synthetic_folder: Path) -> str:
     return (synthetic_folder / "index.html").read_text()
 
 
-@pytest.mark.slow
 def test_structure(page: str) -> None:
     outline = Outline(page)
     assert len(outline.all("h1")) == 1
@@ -184,7 +183,6 @@ def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(output.parent.iterdir()) == [output]
 
 
-@pytest.mark.slow
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
     lead, *others = verdict(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page

@@ -49,7 +49,6 @@ def test_the_strip_gives_the_numbers_of_predict(command, tmp_path: Path) -> None
             assert text == (expected if interval == NO_SPREAD else f"{expected}\n({interval})")
 
 
-@pytest.mark.slow
 def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> None:
     study = analyse(synthetic(), "synthetic")
     ends = {each.quantity: each for each in ends_of(study.series[0])}
@@ -62,7 +61,6 @@ def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> 
     assert "not measured" in ends["energy"].reason
 
 
-@pytest.mark.slow
 def test_no_value_of_another_size_stands_in_for_an_end_that_was_not_measured() -> None:
     results = hard_study()
     results.frame.loc[results.frame["params_non_embedding"] == 98_304, "timing_exclusive"] = False
@@ -103,7 +101,6 @@ def test_many_series_have_six_bullets_at_most_and_one_ranking() -> None:
     assert [row[2][1] for row in rows] == sorted(row[2][1] for row in rows)
 
 
-@pytest.mark.slow
 def test_equal_failures_are_one_row_with_their_number() -> None:
     results = synthetic()
     for i in range(5):

@@ -117,7 +117,6 @@ def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
     assert table.rows[-1][place][0] == f"{first.loss_of_means.fit.parameters['alpha']:.3f}"
 
 
-@pytest.mark.slow
 def test_the_verdict_on_many_series_names_the_lowest(twelve: StudyAnalysis) -> None:
     lead, *bullets = verdict(twelve)
     assert "12 series" in lead
@@ -138,7 +137,6 @@ def test_sizes_have_one_ramp_from_light_to_dark(tmp_path) -> None:
     assert {colours[0], colours[11]} == {1, 9}
 
 
-@pytest.mark.slow
 def test_many_trials_are_thinned_and_said_to_be() -> None:
     study = of_trials(3_000)
     (series,) = study.series
@@ -191,7 +189,6 @@ def test_groups_of_a_figure_share_its_room() -> None:
         assert marks.titles["marks3"][-1] == "3: 299"
 
 
-@pytest.mark.slow
 def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
     for change, shown in (({}, True), ({"peak_flops_per_s": None}, False)):
         study = analyse(synthetic(**change), "synthetic")

@@ -31,7 +31,6 @@ def results(synthetic_folder: Path) -> Results:
     return recorded(synthetic_folder)
 
 
-@pytest.mark.slow
 def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None:
     bad = changed(results, 2, status="oom", error_class="OutOfMemoryError", error_message="tried 3 GiB", stop_step=7,
                   validation_loss_nats=None, step_time_median_s=None)  # fmt: skip
@@ -47,7 +46,6 @@ def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None
     assert "9 of 11" not in text
 
 
-@pytest.mark.slow
 def test_all_failed_draws_no_conclusion(results: Results) -> None:
     text = page_text(broken(results)["all failed"])
     assert "No conclusion: none of the 12 recorded trials ended ok" in text
