@@ -158,7 +158,7 @@ def _names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
         aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
         names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
         of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
-        # A table of results also has `params`, all parameters, which is not what laws of it are of.
+        # A table of results also has `params`, all parameters, which is not the N of its laws.
         candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
         name = next((name for name in candidates if name in frame), None)
         if name is None:

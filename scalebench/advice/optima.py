@@ -168,7 +168,7 @@ def optimum_laws(
     columns = positive_columns(points, (*against, *optimised, "loss"))
     by_group, refused = joint_sweep_optima(columns, optimised, against, neighbours)
     if len(by_group) <= len(against) + 1:
-        why = f" (one has none: {refused[0][1]})" if refused else ""
+        why = f" (one was refused: {refused[0][1]})" if refused else ""
         raise FitRefused(
             f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {' and '.join(optimised)} have an interior "
             f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"

@@ -14,9 +14,9 @@ from scalebench.store import StoreError, read_header
 
 @dataclass(frozen=True)
 class Link:
-    """The trials of one study that a chain goes through, each once.
+    """The trials of one study in a chain of studies, each once.
 
-    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` says that their
+    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` is whether their
     records are not among these results: then it is what they and all trials before them cost. ``place`` is the folder
     of the study as their children recorded it; empty for the study itself.
     """

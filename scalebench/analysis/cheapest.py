@@ -21,7 +21,7 @@ QUANTITIES = (("loss", "nats"), ("bytes", "B"), ("latency", "s"), ("flops", "FLO
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked for: a loss in nats, and at most so many bytes of weights and seconds per forward pass."""
+    """The limits: a loss in nats, bytes of weights, and seconds per forward pass."""
 
     loss: float
     bytes: float | None = None
@@ -76,7 +76,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Cheapest:
-    """The answer: the cheapest candidates, and why each kind of model without one has none."""
+    """The answer: the cheapest candidates, and for each kind of model without one the reason."""
 
     limits: Limits
     candidates: tuple[Candidate, ...]

@@ -29,7 +29,7 @@ FEWEST_BITS = 2  # one bit is rounded by another rule, so it is no point of a la
 
 @dataclass(frozen=True)
 class Slope:
-    """Change of the added loss per doubling, in nats, with its interval; NaN ends where too few runs tell the noise.
+    """Change of the added loss per doubling, in nats, with its interval; NaN ends with too few runs.
 
     The interval's level is 95 % for all levels of a study together (Bonferroni).
     """

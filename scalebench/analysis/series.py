@@ -84,7 +84,7 @@ class Series:
 
     @cached_property
     def loss_below(self) -> Trend:
-        """The law of the loss fitted without the held-out largest size; to every size where none is held out."""
+        """The law of the loss fitted without the held-out largest size; to every size if none is held out."""
         if not (self.holds_out and len(self.sizes) > 1):
             return self.loss_all
         smaller = self.usable[self.usable[self.x.column] < self.sizes["size"].max()]
@@ -127,7 +127,7 @@ class Series:
 
     @property
     def untimed_reason(self) -> str:
-        """How many step times are left out because a process trained other models as well, or other work shared the
+        """How many step times are left out because a process trained several models, or other work shared the
         machine, and what to do; "" for none."""
         if together := self.together:
             return (

@@ -141,7 +141,7 @@ def _read_steps(attempt: Any) -> pd.DataFrame | None:
 
 
 def analyse(results: Results, name: str) -> StudyAnalysis:
-    """Analyse one study of results folders: the trials that it planned, all of them where it does not list them."""
+    """Analyse one study of results folders: the trials that it planned, all of them if it lists none."""
     recorded, planned = _with_study(results.frame), _with_study(of_plans(results).frame)
     own, damaged = planned["study"] == name, _damaged_by_study(results).get(name, ())
     rows = planned[own]

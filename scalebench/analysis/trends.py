@@ -85,7 +85,7 @@ class Trend:
 
     @cached_property
     def far(self) -> tuple[FarPoint, ...]:
-        """The sizes that lie far from the law, where the others lie close to it."""
+        """The sizes far from the law, if the others are close to it."""
         return () if self.fit is None else self.fit.far_points()
 
     @cached_property
@@ -114,7 +114,7 @@ def fit_trend(points: pd.DataFrame, law: str, intervals: bool = True) -> Trend:
 
 
 def trend_by(fitted: Fit) -> Trend:
-    """Return the trend that a fit is, with the reason where it carries no interval."""
+    """Return a fit as a trend, with the reason if it has no interval."""
     try:
         fitted.interval(fitted.law.parameters[0])
     except FitRefused as refusal:
@@ -123,9 +123,9 @@ def trend_by(fitted: Fit) -> Trend:
 
 
 def undetermined(fitted: Fit) -> str:
-    """Return why the parameters of a fit mean nothing; empty where they do.
+    """Return why the points do not determine the parameters of a fit; empty if they do.
 
-    A design can carry a fit without determining it: two sizes give any exponent of size, with an offset to match.
+    A fit can exist without being determined: two sizes give any exponent of size, with an offset to match.
     """
     if fitted.status != "degenerate":
         return ""
@@ -153,12 +153,12 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
 
 
 def _of_size(trend: Trend) -> Trend:
-    """Return a trend whose reasons speak of the size, which laws of one input call x."""
+    """Return a trend whose reasons name the size, which laws of one input call x."""
     return replace(trend, reason=INPUT.sub("size", trend.reason), no_interval=INPUT.sub("size", trend.no_interval))
 
 
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
-    """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
+    """Choose between ``COST_LAWS`` by hold-out error, the simpler one for a tie; return the law and the reason."""
     simple, other = COST_LAWS
     if len(points) > MOST_COMPARED:
         points = points.groupby("x")["y"].median().reset_index()

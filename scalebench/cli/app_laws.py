@@ -71,7 +71,7 @@ def fit(
     delta:
         Delta of the Huber loss.
     space:
-        Whether residuals are of logs or of raw values.
+        Whether residuals are differences of logs or of raw values.
     fix:
         Fix a parameter, as E=1.69; repeatable.
     bootstrap:

@@ -82,7 +82,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrialLabel:
-    """What a running trial is called, and what a step of it is: so many tokens or samples."""
+    """The name of a running trial, and the tokens or samples of one step."""
 
     text: str
     per_step: int

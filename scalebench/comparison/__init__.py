@@ -130,7 +130,7 @@ def measure(
     """Run the processes of a plan, write the run under ``results`` and return it.
 
     What was measured is kept when it ends early, see ``Comparison.ended``: at the deadline, when it is interrupted, or
-    when a process dies by itself. Raises ``StoreError`` when the folder cannot be written.
+    when a process ends by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
     from scalebench.store import check_writable, write_json

@@ -18,7 +18,7 @@ Pools = Mapping[str, Pool | None]
 
 
 def judge_of(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
-    """Return what judges the results of a case on ``inputs``."""
+    """Return the judge of a case's results on ``inputs``."""
     crash = process.crash_of(number, "eager")
     reason = None if crash["status"] == "ok" else str(crash["error_message"])
     return Judge.of(

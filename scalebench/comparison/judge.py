@@ -38,7 +38,7 @@ class Judge:
         try:
             expected = module.results(case, inputs, backward)
             terms = terms_of(module, case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - every row then says that it was not checked
+        except Exception as error:  # noqa: BLE001 - every row then reports that it was not checked
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
         with_eager = cls._with_eager(module, case, inputs, backward, crash, enter, expected)
         return replace(with_eager, terms=terms)
@@ -85,7 +85,7 @@ class Judge:
     def columns_again(self, results: Tensors) -> dict[str, Any]:
         """Return the columns that replace the first ones if results after timing are wrong; otherwise none.
 
-        If they could not be checked, the note says so.
+        If they could not be checked, the note has the reason.
         """
         columns = self.columns(results)
         if self.expected is None:

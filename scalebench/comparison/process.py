@@ -2,9 +2,9 @@
 
 RUN_DIR holds ``request.json``. Of every case this process has not measured yet, it times all providers interleaved and
 writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results, before and after timing, and
-measures memory. ``phase.json`` and ``turn.txt`` hold the current provider and phase, so that the parent process knows
-which provider to blame if this one dies. For a process that is started again, ``crashed.json`` lists the providers to
-leave out, and ``uncaptured.json`` those not to capture as a CUDA graph.
+measures memory. ``phase.json`` and ``turn.txt`` hold the current provider and phase, so that the parent process can
+tell which provider killed this one. For a process that is started again, ``crashed.json`` lists the providers to leave
+out, and ``uncaptured.json`` those not to capture as a CUDA graph.
 """
 
 from __future__ import annotations

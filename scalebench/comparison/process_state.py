@@ -38,7 +38,7 @@ class Process:
     uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
     def enter(self, case: int, provider: str, phase: str) -> None:
-        """Write what begins now; not synced, since it only has to survive this process, not the machine."""
+        """Write which phase begins now; not synced, since it only has to survive this process, not the machine."""
         temporary = self.folder / ".phase.json.tmp"
         state = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
         temporary.write_text(json.dumps(state), encoding="utf-8")

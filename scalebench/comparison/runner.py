@@ -1,4 +1,4 @@
-"""Runs the processes of a comparison in turn; one that dies is started again without the provider that killed it."""
+"""Runs the processes of a comparison in turn, and starts a killed one again without the provider that killed it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tick = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop (in ``time.monotonic``), how long a step may take in seconds, and what to call while waiting."""
+    """When to stop (in ``time.monotonic``), seconds that a step may take, and a function to call meanwhile."""
 
     deadline: float
     patience_s: float
@@ -39,8 +39,8 @@ class DeadlineReached(Exception):  # noqa: N818 - a state, not an error
     """The comparison has used up its time."""
 
 
-class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
-    """A process ended, and no provider can be blamed; the message says how it ended and where its log is."""
+class ProcessLost(RuntimeError):  # noqa: N818 - the name is what happened
+    """A process ended, and no provider can be blamed; the message has how it ended and where its log is."""
 
 
 def run_processes(

@@ -43,7 +43,7 @@ class Affine:
 
 
 def _selected(chosen: NDArray[np.bool_]) -> Selection:
-    """What picks the chosen entries of an axis: a slice where they are neighbours, as it copies nothing."""
+    """The index of the chosen entries of an axis: a slice if they are adjacent, since it makes no copy."""
     index = np.flatnonzero(chosen)
     neighbours = index.size > 0 and index[-1] - index[0] == index.size - 1
     return slice(int(index[0]), int(index[-1]) + 1) if neighbours else index

@@ -83,7 +83,7 @@ class FileLock:
 
     def release(self) -> None:
         """Release the lock."""
-        file, self._file = self._file, None  # first: whoever waits goes on as soon as it is closed
+        file, self._file = self._file, None  # first: the next process waiting goes on as soon as it is closed
         if file is not None:
             os.close(file)
 

@@ -139,7 +139,7 @@ def held_columns(
 
 
 def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
-    """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
+    """Run one call of a model under torch's MemTracker, without gradients, and return its peak by category.
 
     A cache of keys and values is among the activations.
     """
@@ -171,13 +171,13 @@ def _held_bytes(values: Iterable[Any]) -> int:
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
-    """Return what storing parameters and optimizer state takes, tied parameters once, headers left out."""
+    """Return the bytes of stored parameters and optimizer state, tied parameters once, without headers."""
     state = (value for tensors in optimizer.state.values() for value in tensors.values())
     return _tensor_bytes(model.parameters()) + _tensor_bytes(model.buffers()) + _tensor_bytes(state)
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's parameters and persistent buffers, tied ones once: what storing it takes."""
+    """Return the bytes of the model's parameters and persistent buffers, tied ones once: its size when stored."""
     stored = set(model.state_dict())
     buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
     return sum(_bytes_inside(tensor) for tensor in [*model.parameters(), *buffers])

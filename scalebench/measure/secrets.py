@@ -1,4 +1,4 @@
-"""What looks like a secret, taken out of what is recorded: command lines and environment variables."""
+"""Remove secrets from recorded command lines and environment variables."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
     """MemTracker that allows a step or call to run the model several times, once per micro-batch or token.
 
-    It keeps what the model holds altogether. What each of its modules holds, which nobody reads, takes MemTracker most
-    of its time: after every operation it goes through all modules.
+    It keeps what the model holds altogether. Tracking each of its modules, which is not used here, takes most of
+    MemTracker's time: after every operation it goes through all modules.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 RUN_NAMES = ("run", "run_name", "run_id", "run_uuid", "run id", "name")  # of columns, in any case
 # Names of losses in other units than nats, and what turns them into nats.
 UNITS = {
-    ("ppl", "perplexity"): "a perplexity; the laws are of nats: take its logarithm",
-    ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws are of nats: times 0.693 (ln 2)",
+    ("ppl", "perplexity"): "a perplexity; the laws need nats: take its logarithm",
+    ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws need nats: times 0.693 (ln 2)",
 }
 PERPLEXITIES = "perplexities?"  # the question on losses that are too high, where their name does not answer it
 HIGHEST_NATS = 15.0  # a uniform guess among 3 million tokens
@@ -126,5 +126,5 @@ def _spread_warnings(values: Mapping[str, Any]) -> list[str]:
             "evaluation sets or two series mixed? Select one with --where"
         )
     if "loss" in values and float(np.median(np.asarray(loss, dtype=float))) > HIGHEST_NATS:
-        lines.append(f"losses up to {np.max(loss):.3g}: {PERPLEXITIES} The laws are of nats: take their logarithm")
+        lines.append(f"losses up to {np.max(loss):.3g}: {PERPLEXITIES} The laws need nats: take their logarithm")
     return lines

@@ -47,7 +47,7 @@ def unused_data(law_inputs: Sequence[str], columns: Mapping[str, str], names: Se
 
 
 def far_warnings(fitted: Fit) -> list[str]:
-    """Return a line on each configuration that lies far from the law, where the others lie close to it."""
+    """Return a line on each configuration far from the law, if the others are close to it."""
     return [
         f"{fitted.law.response} at {', '.join(f'{name} {value:.4g}' for name, value in far.inputs.items())} is "
         f"{abs(far.error_percent):.2g} % {'above' if far.error_percent > 0 else 'below'} the law "

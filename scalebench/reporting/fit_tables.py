@@ -138,7 +138,7 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
         return Table(caption, _without(columns, EXPONENT), tuple(_without(row, EXPONENT) for row in rows))
     caption += " Exponents are those of the fitted laws, with 95 % intervals."
     if len(fitted) < len(places):
-        caption += " Exponents without an interval are of laws fitted to the means."
+        caption += " Exponents without an interval come from laws fitted to the means."
     return Table(caption, columns, tuple(rows))
 
 

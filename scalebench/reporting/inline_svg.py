@@ -53,7 +53,7 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
 def _series(marks: Marks) -> dict[str, str]:
     """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it.
 
-    Empty where there is only one.
+    Empty for a single series.
     """
     handles, labels = marks.axes.get_legend_handles_labels()
     labels_of: dict[str, list[str]] = {}

@@ -24,8 +24,8 @@ class Finding:
     """A published finding beside the effect that this study measured.
 
     ``value`` is an effect that lies above ``null`` where the published finding holds, ``low`` and ``high`` its 95 %
-    interval over ``seeds`` independent trainings, of one model each or, as ``each`` says, of models of several sizes.
-    Without a ``value``, ``reason`` says why it was not tested.
+    interval over ``seeds`` independent trainings, of one model each or, with ``each``, of models of several sizes.
+    Without a ``value``, ``reason`` is why it was not tested.
 
         Finding(
             "larger models lose less to pruning", "Frantar et al., arXiv:2309.08520",

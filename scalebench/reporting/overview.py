@@ -150,7 +150,7 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
 
 
 def _lines(rows: Sequence[GrowthRow]) -> Iterator[tuple[str, GrowthRow | None]]:
-    """Yield the labels down the figure with their rows; a study of several series has a line of its own, without one.
+    """Yield the labels down the figure with their rows; a study of several series has a heading line without a value.
 
     Whole names would not fit beside the axes on a phone.
     """

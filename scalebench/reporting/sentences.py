@@ -27,7 +27,7 @@ from scalebench.reporting.quantities import (
 )
 
 NAMED = 6  # series within noise of the best, in a sentence
-MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
+MANY_SERIES = 3  # with more, details are in figures and tables only: a wall of sentences is not read
 
 
 def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:

@@ -47,8 +47,8 @@ class FigureSpec(Generic[Subject]):
     """A figure that can be drawn of a subject.
 
     ``draw`` returns the caption; a sentence with the reason where the figure cannot be drawn; or None where nothing
-    was measured. An ``optional`` figure is then left out, any other says so in its place. The page folds what is only
-    ``diagnostic`` into its appendix.
+    was measured. An ``optional`` figure is then left out; any other shows the reason in its place. A ``diagnostic``
+    figure is folded into the page's appendix.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""The study files that a study's parents are run from, and circles among them."""
+"""The files of a study's parents, and circles among them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalebench.study.file import read_toml
 def parent_files(study: Study) -> dict[str, Path]:
     """Return the files that a study can name as its parents, by name: those that ship and those beside its own file.
 
-    Of two with the same name it is the one beside.
+    A file beside the study's own takes precedence.
     """
     origin = Path(study.origin)
     beside = sorted(origin.parent.glob("*.toml")) if origin.exists() else []

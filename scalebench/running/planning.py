@@ -27,7 +27,7 @@ from scalebench.workloads.heads import task_of
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial, its identity, what was asked for, what it will cost, and the parent that it starts from."""
+    """A trial, its id, the requested size, its estimated cost, and the parent that it starts from."""
 
     trial_id: str
     trial: Trial
@@ -91,7 +91,7 @@ def _size_lines(study: Study, lines: Sequence[str]) -> list[str]:
 def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     """Return every trial of the study, in its order, each once; the parents of [from] are looked up under ``results``.
 
-    Raises ``StudyError`` for points and parents that cannot be.
+    Raises ``StudyError`` for invalid combinations and parents.
     """
     expect(study, Study, "plan: expected a study, as load_study(...) returns it")
     trials: dict[str, PlannedTrial] = {}
@@ -152,7 +152,7 @@ def _resolved(
 def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | None = None) -> PlannedTrial:
     """Decide every value of one point: the family's Config, the workload's Spec, the data, the device.
 
-    ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` when it cannot be.
+    ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` if it is invalid.
     """
     workload = WORKLOADS[workload_name]
     requested, values, data = tables_of(point, "model", workload.TABLE, "data")

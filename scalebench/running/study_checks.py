@@ -1,4 +1,4 @@
-"""Errors of a study that show before any of its trials is planned: unknown names, and impossible parents."""
+"""Errors of a study that can be checked before its trials are planned: unknown names, and impossible parents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalebench.workloads import WORKLOADS
 
 
 def name_lines(study: Study) -> Iterator[str]:
-    """Yield a line for every name that is not known."""
+    """Yield a line for every unknown name."""
     axes = study.axes()
     errors = (family_error(name) for name in axes.get("model.family", ()))
     yield from (f"model.family: {error}" for error in errors if error)
@@ -29,7 +29,7 @@ def name_lines(study: Study) -> Iterator[str]:
 
 
 def parent_lines(study: Study) -> Iterator[str]:
-    """Yield a line for every error in which parents the study names, and in what it sets besides them."""
+    """Yield a line for every error in [from], and for every field that cannot be set beside it."""
     source = study.parents
     if source is None:
         return

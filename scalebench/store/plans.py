@@ -23,7 +23,7 @@ def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
-    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``.
+    """Read ``study.json``: {} if it is absent, or damaged, which adds a line to ``damaged``.
 
     Raises ``NewerSchemaError`` where a newer version wrote it.
     """
@@ -138,7 +138,7 @@ def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str,
 
 
 def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a study's plan has of each trial, by its id: the id, and its FLOPs where they are known."""
+    """Return the entry of each trial in a study's plan, by id: the id, and its FLOPs if known."""
     plan = [trial if isinstance(trial, dict) else {"trial_id": trial} for trial in study.get("planned") or []]
     return {str(trial["trial_id"]): trial for trial in plan}
 
@@ -146,7 +146,7 @@ def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:
     """Forget trials of a study's plans that have no result, named by id or the start of one; return their ids.
 
-    Raises ``StoreError`` for a name that none or several of them begin with, and then forgets none.
+    Raises ``StoreError`` for a prefix that matches none or several of them, and then forgets none.
     """
     damaged: list[str] = []
     study = read_study(study_dir, damaged)

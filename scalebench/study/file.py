@@ -1,4 +1,4 @@
-"""Reading a study file: TOML, overrides, and all errors at once, one line each, with the key."""
+"""Reading a study file: TOML, overrides, and all its errors together, one line each, with the key."""
 
 from __future__ import annotations
 

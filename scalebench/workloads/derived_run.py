@@ -10,7 +10,7 @@ from scalebench.workloads.weights import save_weights
 
 
 class DerivedRun(TrainingRun):
-    """A training run that keeps its weights, and no state to go on from."""
+    """A training run that keeps its weights, but no state to continue from."""
 
     def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
         """Write the weights."""

@@ -80,7 +80,7 @@ def remember(model: nn.Module, task: Task, spec: Computation, device: torch.devi
 def effect_columns(
     before: Before, model: nn.Module, *, spec: Computation | None = None, validation: Validation | None = None
 ) -> dict[str, Any]:
-    """Validate and time the changed model and return ``COLUMNS``; null where there is no number.
+    """Validate and time the changed model and return ``COLUMNS``; null where nothing was measured.
 
     ``spec`` is for a changed model that computes in another precision than the unchanged one; ``validation`` for one
     that has been validated on the same task. Raises ``Diverged`` when its loss is not finite.

@@ -285,5 +285,5 @@ def trainable_device(trial: Trial) -> torch.device:
     if spec.implementation in KERNELS and spec.optimizer not in FUSED:
         raise Unsupported(f"no fused kernel for the optimizer {spec.optimizer!r}; there are {', '.join(FUSED)}")
     if spec.graph == "step" and trial.device_kind == "cpu":
-        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
+        raise Unsupported('a step is captured as a CUDA graph, which a CPU does not have; use graph = "blocks"')
     return device

@@ -41,7 +41,7 @@ def run_cheapest(
     *,
     as_json: bool,
 ) -> int:
-    """Print the cheapest model within the limits; exit code 2 when there is none."""
+    """Print the cheapest model within the limits; exit code 2 if no model is within them."""
     limits = _limits(options, sizes)
     points = comparable_points(path, where)
     answer = find_cheapest(points, limits)
@@ -69,7 +69,7 @@ def _limits(options: Mapping[str, float | None], sizes: Mapping[str, float | Non
 def comparable_points(path: Path, where: str | None) -> pd.DataFrame:
     """Return the points of all studies in a results folder that match an expression.
 
-    Raises ``InputError`` when there is none, or when they are of several families or held-out samples.
+    Raises ``InputError`` when there is none, or when they have different families or held-out samples.
     """
     if not is_results(path):
         raise InputError([f"{path}: --max-loss needs the trials of a results folder"])

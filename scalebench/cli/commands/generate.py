@@ -44,7 +44,7 @@ def run_generate(results: Path, trial: str | None, request: Request, *, as_json:
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
         line = f"which cannot generate text (families that can: {', '.join(able)})"
-        raise InputError([f"--trial: {trial} is of family {trained.family}, {line}"])
+        raise InputError([f"--trial: {trial} has family {trained.family}, {line}"])
     if data.sha256 != trained.data.sha256:
         raise InputError(
             [f"--trial: {trained.data.source} has changed since {trial} was trained; its tokenizer is needed to decode"]

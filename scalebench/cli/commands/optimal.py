@@ -102,7 +102,7 @@ def _with_ends(optimum: DataConstrainedOptimum, name: str) -> str:
 def allocations(
     points: Mapping[str, Any], approaches: Sequence[int], counting: Counting
 ) -> tuple[list[Allocation], dict[int, str]]:
-    """Return the allocation by each approach, and the reason where an approach has none."""
+    """Return the allocation by each approach, and the reason for each approach that has none."""
     allocated, refused = [], {}
     for approach in approaches:
         try:

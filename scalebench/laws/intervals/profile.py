@@ -45,7 +45,7 @@ def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profil
     if fit.status == "degenerate":
         raise FitRefused(
             f"the fit is degenerate, {fit.law.response} does not fall with {' or '.join(fit.law.inputs)} as "
-            f"{fit.law.name} says: no value of {name} fits better than another"
+            f"{fit.law.name}: no value of {name} fits better than another"
         )
     index = fit.law.coordinates.index(name)
     rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))

@@ -66,7 +66,7 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_per_process(trials: pd.DataFrame) -> pd.Series[float]:
-    """Return the allocator's peak, or where there is none what parameters, gradients and optimizer state take."""
+    """Return the allocator's peak, or, if unknown, the bytes of parameters, gradients and optimizer state."""
     allocated = numeric(trials, ALLOCATED)
     state = sum((numeric(trials, column) for column in STATE[1:]), start=numeric(trials, STATE[0]))
     return allocated if allocated.notna().all() else state
@@ -75,7 +75,7 @@ def memory_per_process(trials: pd.DataFrame) -> pd.Series[float]:
 def draw(
     marks: Marks, study: StudyAnalysis, *, column: str, label: str, text: str, ideal: Callable[[float], float] | None
 ) -> Caption | None:
-    """Draw a column of ``points`` against the number of processes, with the ideal where there is one."""
+    """Draw a column of ``points`` against the number of processes, with the ideal where it is known."""
     measured = [line for line in lines(study) if line.points[column].notna().any()]
     if not measured:
         return None
