@@ -208,6 +208,8 @@ def _broken(reached: Reached, limits: Limits) -> str:
         most, trend = getattr(limits, name, None), reached.trends[name]
         if most is not None and trend.fit is None:
             return f"no trend of its {name}: {trend.reason}"
+        if most is not None and trend.flat and reached.size > reached.largest:
+            return f"no prediction of its {name}: {trend.flat}"
         if most is not None and reached.value(name) > most:
             needed = f"{limits.loss:g} nats take {reached.size:,.0f} parameters"
             return f"{needed}: {_value_text(name, reached.value(name))}, above {_value_text(name, most)}"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scalebench.analysis.trials import numeric
+from scalebench.analysis.trials import STEP_TIME, numeric
 from scalebench.laws import LAWS, FitRefused, choose, fit
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
 EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact; fewest sizes for it
+# Costs with a fixed part that runs beside the work rather than before it: launches hide the work of small models.
+FLOORED = (STEP_TIME, "energy_per_step", "latency")
+LEAST_GROWTH = 1.1  # of such a cost over the sizes measured, below which larger ones cannot be predicted
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -41,6 +44,22 @@ class Trend:
     reason: str = ""
     no_interval: str = ""
     choice: str = ""
+    least_growth: float = 0.0  # of a cost, factor over the sizes measured from which larger ones can be predicted
+
+    @cached_property
+    def flat(self) -> str:
+        """Why a cost tells nothing of larger sizes: it hardly grows with those measured; "" where it does."""
+        if self.fit is None or not self.least_growth:
+            return ""
+        ends = np.exp([end(self.fit.points.logs["x"]) for end in (np.min, np.max)])
+        low, high = self.fit.predict({"x": ends}).tolist()
+        if high > self.least_growth * low:
+            return ""
+        growth = "not at all" if high <= low * (1 + EXACT) else f"by {100 * (high / low - 1):.2g} %"
+        return (
+            f"it grows {growth} over sizes a factor of {ends[1] / ends[0]:.3g} apart, so a fixed cost hides what size "
+            "costs: add larger sizes"
+        )
 
     def predict_at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
         """Return prediction, low and high (95 %) at one place; NaN ends where there is no interval."""
@@ -129,7 +148,8 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     if points.empty:
         return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
-    return _of_size(replace(fit_trend(points, law), choice=choice))
+    least_growth = LEAST_GROWTH if column in FLOORED else 1 + EXACT
+    return _of_size(replace(fit_trend(points, law), choice=choice, least_growth=least_growth))
 
 
 def _of_size(trend: Trend) -> Trend:

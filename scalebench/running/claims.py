@@ -50,7 +50,9 @@ class Claim:
 
 def last_claim(trial_dir: Path) -> Claim | None:
     """Return the claim with the highest number, None for a trial that was never claimed."""
-    path = max(trial_dir.glob("claim-*"), default=None, key=lambda path: path.name)
+    # Programs that copy or synchronise folders leave files of similar names.
+    paths = (path for path in trial_dir.glob("claim-*") if path.name.removeprefix("claim-").isdecimal())
+    path = max(paths, default=None, key=lambda path: int(path.name.removeprefix("claim-")))
     if path is None:
         return None
     try:

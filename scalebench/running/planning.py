@@ -11,7 +11,7 @@ from typing import Any
 
 from scalebench.data import Data, DataError, open_data
 from scalebench.errors import InputError, StudyError, expect
-from scalebench.families import FAMILIES, Counts, configure
+from scalebench.families import FAMILIES, Counts, configure, file_sha256
 from scalebench.running.devices import device_kind
 from scalebench.running.exclusions import with_exclusions
 from scalebench.running.parents import ParentTrial, find_parents, inherited
@@ -166,7 +166,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     opened = open_data(*opening)
     about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
-    configure = partial(_configured, name, tuple(model.items()), opening)
+    configure = partial(_configured, name, sha256 := file_sha256(name), tuple(model.items()), opening)
     request = Request(name, values, configure, opened, about, device=device)
     decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
@@ -177,6 +177,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         data=about,
         parent=None if parent is None else parent.identity,
         device_kind=device_kind(device),
+        family_sha256=sha256,
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
@@ -209,9 +210,9 @@ Opening = tuple[str, int | None, float]  # source, vocabulary asked for, validat
 
 @lru_cache(maxsize=65536)
 def _configured(
-    name: str, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
+    name: str, _sha256: str | None, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
 ) -> tuple[Any, Counts]:
-    """Return the Config and its counts: the same for every seed and learning rate, so computed once."""
+    """Return the Config and its counts: the same for every seed and learning rate: computed once per file content."""
     family = FAMILIES[name]
     opened = open_data(*opening)
     if not isinstance(opened, family.TAKES):
@@ -242,6 +243,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "requested_params": planned.requested.get("params"),
         "size": planned.requested.get("size"),
         "family": trial.family,
+        "family_sha256": trial.family_sha256,
         "device_kind": trial.device_kind,
         "parent_trial_id": parent and parent.trial_id,
         "parent_study": parent and parent.study,

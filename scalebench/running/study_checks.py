@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scalebench.data import DataError, open_source
 from scalebench.errors import unknown
-from scalebench.families import FAMILIES
+from scalebench.families import family_error
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
 from scalebench.study import Study
@@ -15,10 +15,10 @@ from scalebench.workloads import WORKLOADS
 
 def name_lines(study: Study) -> Iterator[str]:
     """Yield a line for every unknown name."""
-    axes = study.axes() | {"fit.law": (study.fit.law,)}
-    known = {"model.family": list(FAMILIES), "fit.law": list(LAWS)}
-    for key, names in known.items():
-        yield from (f"{key}: {unknown(value, names)}" for value in axes.get(key, ()) if value not in names)
+    axes = study.axes()
+    errors = (family_error(name) for name in axes.get("model.family", ()))
+    yield from (f"model.family: {error}" for error in errors if error)
+    yield from (f"fit.law: {unknown(name, LAWS)}" for name in (study.fit.law,) if name not in LAWS)
     for source in axes.get("data.source", ()):
         try:
             open_source(source)

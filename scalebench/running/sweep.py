@@ -239,6 +239,8 @@ def inputs_of(planned: Sequence[PlannedTrial]) -> dict[str, str]:
     for trial in planned:
         data = trial.trial.data
         inputs[f"{data.source} {data.vocab_size or ''}".strip()] = data.sha256
+        if trial.trial.family_sha256 is not None:
+            inputs[trial.trial.family] = trial.trial.family_sha256
         if trial.parent is not None:
             inputs[f"weights of {trial.parent.trial_id}"] = trial.parent.identity.weights_sha256
     return inputs

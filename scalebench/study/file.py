@@ -17,6 +17,7 @@ from scalebench.study.axes import LARGEST_INTEGER
 
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
+MOST_VALUES = 6  # of an axis, in a message
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -34,7 +35,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
     except StudyError:
         raise
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
+    except UnicodeDecodeError as error:
+        raise StudyError([f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"]) from error
+    except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits
         raise StudyError([f"{path}: not valid TOML: {error}"]) from error
 
 
@@ -50,7 +53,8 @@ def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[st
         if not equals or not key.strip():
             raise StudyError([f"--set {setting}: expected key=value, as in --set train.steps=100"])
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            content = tomllib.loads(f"value = {text}")
+            value = content["value"] if len(content) == 1 else text  # a text of several lines is no other setting
         except tomllib.TOMLDecodeError:
             value = text
         except (ValueError, RecursionError) as error:
@@ -83,6 +87,30 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
         for name in sorted(set(axes) & (fixed | zipped)):
             yield f"zip[{index}].{name}: set elsewhere as well; leave it in one place"
         zipped |= set(axes)
+
+
+def _exclude_lines(study: Study) -> Iterator[str]:
+    """Yield a line for every field of [[exclude]] that no combination has: it would exclude nothing."""
+    axes = study.axes()
+    for index, entry in enumerate(study.excluded):
+        for name in entry.axes():
+            if name not in axes:
+                table, _, field = name.partition(".")
+                fields = [axis.partition(".")[2] for axis in axes if axis.startswith(f"{table}.")]
+                reason = unknown(field, fields).replace("unknown", "no combination has", 1)
+                yield f"exclude[{index}].{name}: {reason}, so that this excludes nothing; leave it out"
+
+
+def idle_exclusions(study: Study) -> list[str]:
+    """Return a line for every value of [[exclude]] that no axis has, as after a slip or with ``--set``."""
+    axes = study.axes()
+    return [
+        f"exclude[{index}].{name} = {', '.join(map(repr, values))}: excludes nothing; {name} takes "
+        f"{', '.join(map(repr, axes[name][:MOST_VALUES]))}{', …' * (len(axes[name]) > MOST_VALUES)}"
+        for index, entry in enumerate(study.excluded)
+        for name, values in entry.axes().items()
+        if not set(values) & set(axes[name])
+    ]
 
 
 def _model_lines(study: Study) -> Iterator[str]:
@@ -212,9 +240,10 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
             study = kind.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
-    unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
+    unread = [] if any(line.startswith("workload:") for line in lines) else [*_unread_lines(study)]
     exclusive = [*_exclusive_lines(study)]
     lines += [*_zip_lines(raw, study), *_model_lines(study), *exclusive, *_from_lines(study), *unread]
+    lines += [] if unread else _exclude_lines(study)
     if exclusive or any(line.startswith("zip") for line in lines):
         return None, lines
     too_many = [*_grid_lines(study)]

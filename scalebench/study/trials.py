@@ -49,6 +49,7 @@ class Trial(Section):
     data: DataSpec
     parent: Parent | None = None
     device_kind: str
+    family_sha256: str | None = None  # of the file that the family comes from; None for a family that ships
     schema_version: int = SCHEMA
 
 
@@ -80,4 +81,6 @@ def trial_id(trial: Trial) -> str:
         values["data"]["validation_draw"] = drawn
     for name in [name for name, before in LATER.items() if values["spec"].get(name, ()) == before]:
         del values["spec"][name]
+    if trial.family_sha256 is None:
+        del values["family_sha256"]
     return hashlib.sha256(CANONICAL.encode(values).encode()).hexdigest()[:16]

@@ -32,6 +32,7 @@ WORKLOADS: dict[str, Workload] = {
 TRIAL_COLUMNS = (
     Column("command", "", "command that ran the study"),
     Column("family", "", "model family"),
+    Column("family_sha256", "", "SHA-256 of the file that the family comes from; null for a family that ships"),
     Column("requested_params", "1", "requested size (model.params)"),
     Column("size", "", "requested published size (model.size)"),
     Column("source", "", "data source"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalebench.cli.output import quantity, say, table
+from scalebench.errors import InputError
 
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
@@ -20,6 +22,8 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
     from scalebench.measure.hardware import datasheet_peak, gpu_peak
     from scalebench.running.step_model import Ceilings, has_model, summary
 
+    if not all(0 < rate < math.inf for rate in ceilings):
+        raise InputError(f"--ceilings {' '.join(f'{rate:g}' for rate in ceilings)}: three positive numbers are needed")
     rates = Ceilings(*(1e12 * rate for rate in ceilings))
     tables: dict[str, dict[str, Any]] = {}
     for entry in planned:

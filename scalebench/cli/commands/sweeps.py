@@ -93,8 +93,10 @@ def _run_one(
     from scalebench.running.ensembles import grouped
     from scalebench.running.memory import check_memory
     from scalebench.running.sweep import survey
+    from scalebench.study.file import idle_exclusions
 
     begun = time.monotonic()
+    warn(*idle_exclusions(study))
     sweep = survey(study, results, options.retry, fresh_code=options.fresh_code)
     if options.engine == "local" and not options.force:
         check_memory(sweep.missing)
