@@ -84,7 +84,7 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
 
 
 def durations_s(frame: Any) -> Any:
-    """Return how long each trial took, together with others where it was trained so; NaN where that is not known."""
+    """Return how long each trial took, together with others if they were trained together; NaN if unknown."""
     from scalebench.analysis.trials import numeric  # imports pandas: `status` of a folder that is not there does not
 
     wall, shared = numeric(frame, "wall_time_s"), numeric(frame, "ensemble_time_s")
@@ -92,7 +92,7 @@ def durations_s(frame: Any) -> Any:
 
 
 def time_left_s(frame: Any, missing: list[float | None]) -> float | None:
-    """Return the seconds that trials of these FLOPs take one after another; None where that cannot be estimated.
+    """Return the seconds that trials of these FLOPs take one after another; None if that cannot be estimated.
 
     The cost of a trial is fitted as a + b FLOPs, both at least 0, to the wall times of the finished ones; without a
     plan's FLOPs it is their mean.
