@@ -42,7 +42,7 @@ def run_optimal(
     *,
     as_json: bool,
 ) -> int:
-    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none is."""
+    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none."""
     wrong = [f"--budget {budget:g}: a positive number of FLOPs is needed" for budget in budgets if not budget > 0]
     if wrong:
         raise InputError(wrong)
