@@ -20,8 +20,8 @@ A step moves 10.06 bytes per element. At 124M parameters, on an H200 whose copie
 cycle; the integer unit, which has half that rate, is busy for three quarters of it. The measured 0.42 ms is neither
 bound, and why was not measured; these shapes test fewer instructions and more bytes at a time. Without stages a warp
 reads nothing while it computes, and a program waits for its reads in each of 8 rounds; with stages the next block, or
-the next two, are copied to shared memory meanwhile. Loads and stores are 16 bytes wide of parameters and gradients and 8
-of state in all of them. Comparisons round to nearest.
+the next two, are copied to shared memory meanwhile. Loads and stores are 16 bytes wide, of state 8, in all of them.
+Comparisons round to nearest.
 """
 
 from __future__ import annotations
