@@ -63,7 +63,6 @@ def test_data_constrained_optimum_with_enough_data_is_the_plain_one():
     assert best["params"][0] == pytest.approx(np.exp(log_size + a * np.log(1e20)), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_data_constrained_optimum_of_a_fit_holds_the_true_one():
     U, epochs, params = (axis.ravel() for axis in np.meshgrid([1e9, 1e10], [1, 4, 16, 60], np.geomspace(1e8, 1e10, 6)))
     loss = repeated_loss(params, epochs * U, U) * np.exp(0.002 * np.random.default_rng(2).standard_normal(48))

@@ -93,7 +93,6 @@ def test_chosen_trial_beats_random_ones_in_simulation():
     assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(40)
 
 
-@pytest.mark.slow
 def test_best_set_is_near_the_exhaustive_one_and_within_budget():
     fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     ratios = []
@@ -111,7 +110,6 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
     assert np.median(ratios) < 1.0 + 1e-6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
     fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
@@ -129,7 +127,6 @@ def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
     assert np.median(ratios) < 1.0 + 1e-6
 
 
-@pytest.mark.slow
 def test_what_more_trials_would_do_is_what_they_do():
     fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     candidates = surface_candidates(40)

@@ -77,8 +77,8 @@ def test_a_fit_predicts_from_a_number_and_prints_one_line(results: Results) -> N
         two.predict(1e6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss", "time", "memory", "residuals"])
+@pytest.mark.usefixtures("few_refits")
 def test_plots_return_axes(results: Results, name: str) -> None:
     axes = getattr(results.plot, name)()
     assert isinstance(axes, Axes)
@@ -87,7 +87,6 @@ def test_plots_return_axes(results: Results, name: str) -> None:
     mpl.pyplot.close(axes.figure)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_many_series_are_named_at_their_ends_on_plain_axes_too(tmp_path: Path, own: bool) -> None:
     names = [f"kind {letter}" for letter in "abcdefgh"]
@@ -131,7 +130,6 @@ def test_predictions_and_advice_agree_with_the_planted_laws(folder: Path, tmp_pa
     assert design.chosen[0].narrowing < 1
 
 
-@pytest.mark.slow
 def test_half_the_compute_is_worth_two() -> None:
     flops = np.geomspace(1e18, 1e22, 9)
     loss = 1.7 + 400 * flops**-0.15

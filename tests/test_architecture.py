@@ -112,6 +112,7 @@ def test_files_are_short(package: str, lines: int) -> None:
     assert {str(path): length for path, length in lengths.items() if length > lines} == {}
 
 
+@pytest.mark.slow
 def test_functions_are_short() -> None:
     lengths = [
         node.end_lineno - node.lineno + 1

@@ -142,6 +142,7 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert row["torch_version"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
@@ -153,6 +154,7 @@ def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() 
     assert (len(samples.times_s), samples.stop_reason) == (1, "timeout")
 
 
+@pytest.mark.slow
 def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
     calls = iter(range(3))
     works = {"steady": dict, "failing": lambda: {"x": next(calls)}}

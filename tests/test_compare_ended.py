@@ -130,7 +130,6 @@ def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch
     assert result.matmul_flops_per_s > 1e6
 
 
-@pytest.mark.slow
 def test_the_command_starts_without_what_compiles_models() -> None:
     import subprocess
     import sys

@@ -60,6 +60,7 @@ def test_the_rule() -> None:
     assert shared.undisturbed(before)
 
 
+@pytest.mark.slow
 def test_a_process_on_the_same_core_is_seen_and_ones_own_work_is_not(monkeypatch) -> None:
     core = min(os.sched_getaffinity(0))
     before, begun = core_use([core]), os.sched_getaffinity(0)

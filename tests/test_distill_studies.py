@@ -30,7 +30,6 @@ checkpoint = true
 """
 
 
-@pytest.mark.slow
 def test_images_are_distilled_into_another_family(tmp_path: Path) -> None:
     trained(tmp_path, IMAGES)
     student = STUDENT.replace('"gpt"\nparams = 1600', '"mlp"\ndepth = 1\nwidth = 8\n')

@@ -91,6 +91,7 @@ def test_the_copy_is_apart_from_the_model_and_tied_as_the_model_is(gpt) -> None:
     assert not before.model.training
 
 
+@pytest.mark.slow
 def test_a_model_in_another_precision_is_measured_in_its_own() -> None:
     model, task, spec = model_and_task("gpt", samples=8)
     before = remember(model, task, spec, CPU)

@@ -29,7 +29,6 @@ def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str
     assert parameters == pytest.approx(PLANTED, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     table = surface(0.01)
     table.to_csv("p.csv", index=False)
@@ -254,7 +253,6 @@ def test_default_columns() -> None:
     assert law_columns(LAWS["chinchilla"], {"flops": "C", "tokens": "D"}, of_results=False) == both
 
 
-@pytest.mark.slow
 def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
     columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")

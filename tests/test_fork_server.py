@@ -79,6 +79,7 @@ def await_log(folder: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_forked_worker_is_like_a_fresh_process(begin: Begin, monkeypatch, tmp_path_factory) -> None:
     first, one = begin(FACTS)
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -116,6 +117,7 @@ def test_each_worker_has_the_variables_of_its_request_and_one_server_serves_them
     assert gone(first.server.process.pid)
 
 
+@pytest.mark.slow
 def test_every_end_is_reported_as_it_was(begin: Begin) -> None:
     codes = {
         "raise SystemExit(7)": 7,
@@ -131,6 +133,7 @@ def test_every_end_is_reported_as_it_was(begin: Begin) -> None:
         begin(SLEEP)[0].wait(0.05)
 
 
+@pytest.mark.slow
 def test_stopping_a_worker_stops_its_group_and_no_other(begin: Begin) -> None:
     program = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid, flush=True)\n"
     (leader, folder), (other, _) = begin(program + SLEEP), begin(SLEEP)

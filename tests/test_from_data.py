@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from parent_support import CHILD, CONTINUED, planned, refused, trained
 
 DIGITS = """
@@ -25,7 +24,6 @@ checkpoint = true
 """
 
 
-@pytest.mark.slow
 def test_a_child_does_not_validate_on_images_that_its_parent_was_trained_on(tmp_path: Path) -> None:
     trained(tmp_path, DIGITS)
     (trial,) = planned(tmp_path, CHILD)

@@ -93,7 +93,6 @@ def test_the_labels_are_part_of_the_data(folders: Path, tmp_path: Path) -> None:
     assert first.sha256 != second.sha256
 
 
-@pytest.mark.slow
 def test_the_sources_with_labels_that_every_machine_has() -> None:
     for name, classes in (("languages", ("python", "cpp")), ("packages", 4)):
         text = open_source(name)
@@ -193,7 +192,6 @@ def test_the_flops_are_those_of_the_products_that_a_forward_pass_computes(name: 
 # --- the workload ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("parent", "method"), [("parent", "full"), ("parent", "lora"), ("bert", "full")])
 def test_a_head_is_trained_measured_and_loaded_again(
     copied: Path, folders: Path, parent: str, method: str, capsys: pytest.CaptureFixture[str]

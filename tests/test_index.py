@@ -195,6 +195,7 @@ def _read_often(study: Path) -> int:
     return -1
 
 
+@pytest.mark.slow
 def test_two_processes_write_an_index_at_once(study: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_read_often, [study, study]) == [-1, -1]

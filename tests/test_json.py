@@ -87,6 +87,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
 )
+@pytest.mark.usefixtures("few_refits")
 def test_json_is_one_object_of_the_command(command, folder: Path, monkeypatch, case: str) -> None:
     words = CASES[case]
     monkeypatch.chdir(folder)
@@ -115,7 +116,6 @@ def test_tables_and_sentences_fit_the_terminal(command, folder: Path, monkeypatc
     assert [line for line in out.splitlines() if len(line) > columns and " " in line.strip()] == []
 
 
-@pytest.mark.slow
 def test_comparisons_of_one_process_are_in_the_report(command, folder: Path, monkeypatch) -> None:
     """They have no interval."""
     monkeypatch.chdir(folder)

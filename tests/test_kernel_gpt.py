@@ -108,7 +108,6 @@ def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: li
     assert (fused(tokens) - exact).abs().max().item() <= allowed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:

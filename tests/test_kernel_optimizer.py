@@ -17,7 +17,6 @@ from scalekernels.optimizer import preparation
 from scalekernels.providers import Unsupported
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS)
 def test_ten_steps_agree_with_torch(flags):
     plain = {
@@ -157,6 +156,7 @@ def arguments(algorithm: str = "adam", clip: float | None = 1.0) -> tuple:
     return (0, algorithm, params, grads, steps, *moments, [], [], [], [0, 0], options, norm, clip, True, 0)
 
 
+@pytest.mark.slow
 def test_the_custom_operation_is_sound():
     torch.library.opcheck(ours.optimizer_step, arguments())
     torch.library.opcheck(ours.optimizer_step, arguments(clip=None))

@@ -146,6 +146,7 @@ def test_nothing_to_turn(shape: tuple[int, int]) -> None:
     assert torch.autograd.grad(parts, qkv, [torch.ones_like(part) for part in parts])[0].shape == qkv.shape
 
 
+@pytest.mark.slow
 def test_the_operators_are_registered_properly() -> None:
     qkv, cos, sin, start = prepared()
     torch.library.opcheck(torch.ops.scalekernels.rotary, (qkv.detach(), cos, sin, start))

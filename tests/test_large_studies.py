@@ -96,6 +96,7 @@ class OneAtATime:
             yield attempt
 
 
+@pytest.mark.slow
 def test_folders_are_made_when_a_trial_begins(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "one", OneAtATime())
     study = load_study(large / "large.toml")

@@ -210,7 +210,6 @@ def test_one_configuration_held_out_tells_nothing_apart():
     json.dumps(choice.to_dict(), allow_nan=False)
 
 
-@pytest.mark.slow
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
     backtest = [f.to_dict() for f in beyond(points, "power").forecasts]

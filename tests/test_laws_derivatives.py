@@ -26,7 +26,7 @@ TRUTH = {name: parameters for name, (_, parameters) in PLANTED.items()} | {
     "distillation": DISTILLED[1],
 }
 # With many parameters a fit takes up to seconds.
-SLOW = ("distillation", "data_constrained", "broken")
+SLOW = ("distillation",)
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAWS]
 NOISE = 0.02
 
@@ -141,7 +141,6 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
         np.testing.assert_allclose(newton / units, hessian / units, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     problem, theta = posed(name, "log")

@@ -17,7 +17,6 @@ def planted(name, noise=0.0, **units):
     return {**{key: value / units.get(key, 1.0) for key, value in inputs.items()}, LAWS[name].response: y}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_parameters_are_recovered(name):
     fitted = fit(planted(name), name)
@@ -25,7 +24,6 @@ def test_planted_parameters_are_recovered(name):
     assert fitted.parameters == pytest.approx(PLANTED[name][1], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_gradient_and_newton_matrix_match_finite_differences(name):
     fitted = fit(planted(name, 0.01), name)
@@ -67,7 +65,6 @@ def test_overtraining_is_chinchilla_with_tied_exponents():
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "units", "rescaled"),
     [
@@ -119,7 +116,6 @@ def test_rates_of_a_roofline_can_be_pinned(fixed):
         fit(points, "roofline", fixed={"F": 0.0})
 
 
-@pytest.mark.slow
 def test_one_amount_of_unique_tokens_is_enough():
     points = {key: value[:36] for key, value in planted("data_constrained").items()}
     fitted = fit(points, "data_constrained")

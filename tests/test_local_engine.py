@@ -64,6 +64,7 @@ def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return run
 
 
+@pytest.mark.slow
 def test_more_workers_than_cores_are_not_exclusive(placements) -> None:
     trials = [Resources()] * 3
     assert [place["exclusive"] for place in placements(trials, 2)] == [True] * 3
@@ -77,6 +78,7 @@ def test_workers_on_a_gpu_are_exclusive_because_they_take_turns_unless_they_shar
     assert [place["exclusive"] for place in placements([sharing] * 3, 3)] == [False] * 3
 
 
+@pytest.mark.slow
 def test_trials_that_run_one_after_another_start_in_the_studys_order_and_others_the_longest_first(placements) -> None:
     def order(jobs: int, **more: Any) -> list[int]:
         return [place["at"] for place in placements([Resources(expected_s=s, **more) for s in (1, 9, 4)], jobs)]

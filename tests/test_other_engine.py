@@ -43,6 +43,7 @@ def test_another_engine_is_one_file_and_one_entry(toy: str, small_study: Path, t
     assert (row["trial_id"], row["validation_loss_nats"]) == (here["trial_id"], here["validation_loss_nats"])
 
 
+@pytest.mark.slow
 def test_another_engine_runs_trials_one_after_another(toy: str, light: None, small_study: Path, tmp_path: Path) -> None:
     sweep = run(load_study(small_study), tmp_path / "r", engine=toy)
     assert sweep.statuses() == {"ok": 4}

@@ -121,6 +121,7 @@ def analysed(**changes: object) -> StudyAnalysis:
     return StudyAnalysis("synthetic", STUDY, synthetic(wall_time_s=2.0, **changes).frame)
 
 
+@pytest.mark.slow
 def test_a_page_with_children_begins_with_outcomes_and_any_other_with_growth() -> None:
     base, child = analysed(), analysed(parent_trial_id="0123456789abcdef")
     assert not has_parents(base)

@@ -57,7 +57,6 @@ def test_the_loss_of_a_series_of_one_size_is_there_once() -> None:
     assert cells["loss at largest"][1] == pytest.approx(1.5 + 20 * SIZES[0] ** -0.4, abs=0.01)
 
 
-@pytest.mark.slow
 def test_every_study_has_a_row() -> None:
     frame = planted("a", 0.7, 1)
     frame.loc[3, "status"] = "failed"

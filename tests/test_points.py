@@ -165,6 +165,7 @@ def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -
         assert np.array_equal(table.values["loss"], selected["L"])
 
 
+@pytest.mark.slow
 def test_a_bad_value_in_a_late_block_is_found_at_its_line(tmp_path: Path) -> None:
     lines = ["N,L,padding", *(f"{i + 1},2,{'x' * 90}" for i in range(300_000))]
     lines[250_000] = "oops,2,x"

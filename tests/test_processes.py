@@ -55,6 +55,7 @@ def test_the_whole_group_is_stopped_gently_first(words: tuple[str, ...], code: i
     assert gone(child)
 
 
+@pytest.mark.slow
 def test_what_an_ended_leader_left_behind_is_stopped_too() -> None:
     process, child = begin("leave")
     assert process.wait(10) == 5

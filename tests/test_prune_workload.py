@@ -149,7 +149,6 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     assert next_row["tokens_before"] is None
 
 
-@pytest.mark.slow
 def test_the_data_of_a_checkpoint_and_of_a_continued_run_are_counted(tmp_path: Path) -> None:
     trained(tmp_path, SMALL, "train.steps=6", "run.checkpoint_steps=[2]")
     (early,) = trained(tmp_path, CHILD, "from.step=2")
@@ -181,6 +180,7 @@ def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     assert child["loss_before_nats"] == pytest.approx(row["validation_loss_nats"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_recovery_goes_on_bit_for_bit_with_its_mask(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +248,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
         ),
         (["from.optimizer_state=true"], "from.optimizer_state: pruning does not continue"),
         (["model.hidden=8"], "model: hidden = 8: the weights of "),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
         (["from.where=seed == 7"], "from"),
     ],
 )

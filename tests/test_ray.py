@@ -213,6 +213,7 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(
         assert Path(rows[0]["attempt_dir"]) in lost
 
 
+@pytest.mark.slow
 def test_a_worker_past_its_limit_is_stopped_and_has_no_exit_code(tmp_path: Path) -> None:
     begun = time.monotonic()
     assert ray.run_worker(str(tmp_path), [sys.executable, "-c", "import time; time.sleep(60)"], 0.5) is None

@@ -43,7 +43,6 @@ def test_the_table_of_inference_is_planned(tmp_path: Path) -> None:
     assert len(plan(load_study(tmp_path / "i.toml"), tmp_path / "results")) == 2 * 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ["optimal points.csv --approach 3 --budget 1e21", "next fit.json --predict params=7e9,tokens=1.4e12"]
 )
@@ -68,7 +67,6 @@ def test_predict_prints_the_lines_that_are_shown(command, tmp_path: Path, monkey
         assert shape(line) in out, line
 
 
-@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch) -> None:
     """On recorded trials in the place of those that it would run; of the report the arguments alone."""
     import matplotlib as mpl

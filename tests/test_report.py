@@ -29,7 +29,7 @@ from report_support import (
 )
 
 from scalebench.analysis.study import analyse
-from scalebench.reporting import render, report, verdict
+from scalebench.reporting import conclusions, render, report
 from scalebench.store import Results, new_attempt, read_results, write_json, write_record
 
 
@@ -43,7 +43,6 @@ def page(synthetic_folder: Path) -> str:
     return (synthetic_folder / "index.html").read_text()
 
 
-@pytest.mark.slow
 def test_structure(page: str) -> None:
     outline = Outline(page)
     assert len(outline.all("h1")) == 1
@@ -184,9 +183,8 @@ def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(output.parent.iterdir()) == [output]
 
 
-@pytest.mark.slow
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
-    lead, *others = verdict(analyse(results, "synthetic"))
+    lead, *others = conclusions(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page
     assert len(others) == 5
     assert all(html.escape(sentence).replace("&#x27;", "&#39;") in page for sentence in others)

@@ -92,14 +92,19 @@ def studies(folder: Path) -> dict[str, Results]:
     }  # fmt: skip
 
 
+# Figures of many marks, drawn for every case.
+SLOW = ("loss", "step-time", "memory", "profile", "curves", "noise")
+
+
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyAnalysis]:
     recorded = studies(tmp_path_factory.mktemp("steps"))
     return {name: analyse(results, "synthetic") for name, results in recorded.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.key)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, marks=pytest.mark.slow if spec.key in SLOW else (), id=spec.key) for spec in FIGURES]
+)
 def test_captions_speak_of_what_is_drawn(analysed: dict[str, StudyAnalysis], spec) -> None:
     for name, study in analysed.items():
         with canvas("x") as drawn:
@@ -114,7 +119,6 @@ def test_captions_speak_of_what_is_drawn(analysed: dict[str, StudyAnalysis], spe
                     assert re.search(words, caption.text), f"{name}: {words!r} is drawn, the caption does not say so"
 
 
-@pytest.mark.slow
 def test_slow_outliers_alone_are_called_slow(analysed: dict[str, StudyAnalysis]) -> None:
     """A step a hundred times faster than the others is an outlier, but no arrow."""
     study = analysed["full"]

@@ -19,7 +19,7 @@ from report_support import STUDY, Outline, all_planned, changed, page_of_alike, 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.pareto import pareto_front
 from scalebench.analysis.study import StudyAnalysis, analyse
-from scalebench.reporting import render, verdict
+from scalebench.reporting import conclusions, render
 from scalebench.reporting.fit_tables import ranking_table
 from scalebench.reporting.page import ids
 from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, tick
@@ -49,7 +49,6 @@ def test_the_strip_gives_the_numbers_of_predict(command, tmp_path: Path) -> None
             assert text == (expected if interval == NO_SPREAD else f"{expected}\n({interval})")
 
 
-@pytest.mark.slow
 def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> None:
     study = analyse(synthetic(), "synthetic")
     ends = {each.quantity: each for each in ends_of(study.series[0])}
@@ -62,7 +61,6 @@ def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> 
     assert "not measured" in ends["energy"].reason
 
 
-@pytest.mark.slow
 def test_no_value_of_another_size_stands_in_for_an_end_that_was_not_measured() -> None:
     results = hard_study()
     results.frame.loc[results.frame["params_non_embedding"] == 98_304, "timing_exclusive"] = False
@@ -93,7 +91,7 @@ def series_of(n: int) -> Results:
 @pytest.mark.slow
 def test_many_series_have_six_bullets_at_most_and_one_ranking() -> None:
     study = analyse(series_of(9), "synthetic")
-    lead, *bullets = verdict(study)
+    lead, *bullets = conclusions(study)
     assert lead
     assert len(bullets) == 6
     assert bullets[-1] == "All 108 recorded trials ended ok."
@@ -103,7 +101,6 @@ def test_many_series_have_six_bullets_at_most_and_one_ranking() -> None:
     assert [row[2][1] for row in rows] == sorted(row[2][1] for row in rows)
 
 
-@pytest.mark.slow
 def test_equal_failures_are_one_row_with_their_number() -> None:
     results = synthetic()
     for i in range(5):

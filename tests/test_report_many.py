@@ -12,7 +12,7 @@ from report_support import STUDY, all_planned, synthetic
 from scalebench.analysis.series import BEST_FITTED, MOST_FITTED, ranked, to_fit
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import MAX_POINTS, choose_cost_law
-from scalebench.reporting import verdict
+from scalebench.reporting import conclusions
 from scalebench.reporting.end_labels import apart
 from scalebench.reporting.figures.base import styles_of
 from scalebench.reporting.figures.costs import efficiency_figure, memory_figure
@@ -117,9 +117,8 @@ def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
     assert table.rows[-1][place][0] == f"{first.loss_of_means.fit.parameters['alpha']:.3f}"
 
 
-@pytest.mark.slow
 def test_the_verdict_on_many_series_names_the_lowest(twelve: StudyAnalysis) -> None:
-    lead, *bullets = verdict(twelve)
+    lead, *bullets = conclusions(twelve)
     assert "12 series" in lead
     assert "way 00" in lead
     assert "No other is within noise" in bullets[0]
@@ -138,7 +137,6 @@ def test_sizes_have_one_ramp_from_light_to_dark(tmp_path) -> None:
     assert {colours[0], colours[11]} == {1, 9}
 
 
-@pytest.mark.slow
 def test_many_trials_are_thinned_and_said_to_be() -> None:
     study = of_trials(3_000)
     (series,) = study.series
@@ -191,7 +189,6 @@ def test_groups_of_a_figure_share_its_room() -> None:
         assert marks.titles["marks3"][-1] == "3: 299"
 
 
-@pytest.mark.slow
 def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
     for change, shown in (({}, True), ({"peak_flops_per_s": None}, False)):
         study = analyse(synthetic(**change), "synthetic")
@@ -210,7 +207,7 @@ def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
 def test_a_description_says_what_is_drawn() -> None:
     with canvas("x") as marks:
         loss_figure(marks, analyse(synthetic(), "synthetic"))
-    text = marks.shown()
+    text = marks.description()
     assert text.startswith("Validation loss (nats) against size N (non-embedding parameters).")
     assert "12 marks from 1,536 parameters, seed 0: 2.1" in text.replace("\u00a0", " ")
 

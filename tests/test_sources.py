@@ -192,7 +192,6 @@ def test_shards_are_mapped_and_their_tails_held_out(tmp_path: Path) -> None:
     assert {int(w[0]) // 10_000 for w in drawn} == {0, 1}
 
 
-@pytest.mark.slow
 def test_every_window_of_a_shard_can_be_drawn_and_evenly(tmp_path: Path) -> None:
     np.arange(30, dtype="<u2").tofile(tmp_path / "a.bin")
     np.arange(100, 110, dtype="<u2").tofile(tmp_path / "b.bin")

@@ -106,7 +106,6 @@ def test_shared_machine_stays_out_of_timing(results: Results) -> None:
     assert sentences == sentence.findall(page_text(replace(results, frame=results.frame.drop(index=11))))
 
 
-@pytest.mark.slow
 def test_bound_is_said(results: Results) -> None:
     """A pure power law drives E to its lower bound."""
     frame = results.frame.assign(validation_loss_nats=4 * results.frame["params_non_embedding"] ** -0.05)
@@ -119,7 +118,6 @@ def test_a_rise_is_said(results: Results) -> None:
     assert "it did not fall at 24.6\u00a0k" in page_text(risen)
 
 
-@pytest.mark.slow
 def test_refusal_stands_in_place_of_the_number(results: Results) -> None:
     assert "No law could be fitted: " in page_text(broken(results)["two sizes"])
 

@@ -81,7 +81,6 @@ def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition(
         assert suffix is None or row["unit"] == unit[suffix], row["name"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
 def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workload: str, text: str
