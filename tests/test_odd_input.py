@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from damage import planted_results
 
+from scalebench.cli.app import main
 from scalebench.data import DataError, open_source
 from scalebench.laws import LAWS
 from scalebench.running.claims import last_claim
@@ -161,3 +163,41 @@ def test_a_copy_of_an_attempt_counts_once(tmp_path: Path) -> None:
         frame = read_results(*paths).frame
         assert sorted(frame["attempt"]) == sorted(alone["attempt"])
         assert frame.index.is_unique
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("parms = 10", "did you mean 'params'?"), ("params = 1e300", "model.params"), ("params = 1e16", "model.params"),
+        ("params = 10\n[train]\nflops = 1e30", "train.flops: 1e+30 takes "),
+        ("params = 10\n[train]\ntokens_per_param = 1e300", "train.tokens_per_param: 1e+300 takes "),
+    ],
+)  # fmt: skip
+def test_sizes_and_budgets_beyond_all_that_is_trained_are_refused(command, study_file: Path, line, message) -> None:
+    study_file.write_text(f'schema = 1\nname = "x"\n[model]\nfamily = "linear"\n{line}\n')
+    code, _, error = command("plan", study_file)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.parametrize("budget", ["inf", "nan", "0", "1e-300", "1e60"])
+def test_a_budget_is_a_number_of_flops(command, budget: str) -> None:
+    code, _, error = command("optimal", "points.csv", "--budget", budget)
+    assert code == 2
+    assert "--budget" in error
+
+
+def test_a_value_that_is_given_twice_is_an_error(command, fitted: Path) -> None:
+    code, _, error = command("next", fitted, "--predict", "params=1e9,params=1e10")
+    assert code == 2
+    assert "params is given twice" in error
+
+
+def test_closed_standard_streams_are_replaced(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as end:
+        main(["list"])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert end.value.code == 0
