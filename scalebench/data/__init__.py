@@ -31,7 +31,7 @@ from scalebench.errors import unknown
 
 
 class DataError(ValueError):
-    """A source that is missing, empty or corrupt; the message names it and says what to do."""
+    """A source that is missing, empty or corrupt; the message names it and what to do."""
 
 
 class Data(Protocol):

@@ -84,7 +84,7 @@ def to_document(fit: Fit, table: PointTable, tested: Backtest | None) -> dict[st
 def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
     """Read the JSON of a fit and make the fit again from the points in it. Raises ``StoreError``.
 
-    A file without ``refits`` is of a time when every interval was drawn as the defaults say.
+    A file without ``refits`` was written when all intervals used the default settings.
     """
     document = read_json(path)
     missing = [key for key in ("law", "points", *OPTIONS) if key not in document]

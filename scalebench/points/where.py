@@ -102,7 +102,7 @@ def _tree(text: str) -> tuple[ast.expr, tuple[str, ...]]:
 
 
 def _identifier(quoted: re.Match[str]) -> str:
-    """Return an identifier that stands for a name in backticks, the value of a number such as 124M; text as it is."""
+    """Return the identifier for a name in backticks, the value of a number such as 124M; other text unchanged."""
     if quoted["suffixed"]:
         return repr(number(quoted[0]))
     return BACKTICKED + quoted[0].encode().hex() if quoted[0].startswith("`") else quoted[0]
@@ -142,7 +142,7 @@ def _number(node: ast.expr, columns: Columns) -> Any:
 
 
 def _compare(node: ast.Compare, columns: Columns) -> Any:
-    """Compare neighbours, as in ``a < b < c``; beside a text, columns are read as text."""
+    """Compare neighbours, as in ``a < b < c``; compared with a text, columns are read as text."""
     sides = [node.left, *node.comparators]
     kind: Kind = "text" if any(map(_has_text, sides)) else "number"
     links = zip(node.ops, pairwise(sides), strict=True)

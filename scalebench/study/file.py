@@ -1,4 +1,4 @@
-"""Reading a study file: TOML, overrides, and all errors at once, one line each, with the key."""
+"""Reading a study file: TOML, overrides, and all its errors together, one line each, with the key."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
     tables = ("model", "data", *study.TABLES.values())
     contents = {table: content for table in tables if isinstance(content := raw.get(table), dict)}
     fixed = {f"{table}.{key}" for table, content in contents.items() for key in content}
-    seen: set[str] = set()
+    zipped: set[str] = set()
     for index, entry in enumerate(study.zipped):
         axes = entry.axes()
         lengths = {name: len(values) for name, values in axes.items()}
@@ -84,9 +84,9 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
             yield f"zip[{index}]: axes that advance together need equal lengths, given {lengths}"
         if len(lengths) < 2:
             yield f"zip[{index}]: needs at least two fields, given {list(lengths)}"
-        for name in sorted(set(axes) & (fixed | seen)):
+        for name in sorted(set(axes) & (fixed | zipped)):
             yield f"zip[{index}].{name}: set elsewhere as well; leave it in one place"
-        seen |= set(axes)
+        zipped |= set(axes)
 
 
 def _exclude_lines(study: Study) -> Iterator[str]:
@@ -128,15 +128,15 @@ def _exclusive_lines(study: Study) -> Iterator[str]:
     """Yield a line where the file names more than one of the fields that exclude each other."""
     table, axes = study.TABLES[study.workload], study.axes()
     for group in getattr(study, table).EXCLUSIVE:
-        named = [key for key in group if f"{table}.{key}" in axes]
-        if len(named) > 1:
-            yield f"{table}.{named[1]}: only one of {', '.join(group)} can be set, given {' and '.join(named)}"
+        set_keys = [key for key in group if f"{table}.{key}" in axes]
+        if len(set_keys) > 1:
+            yield f"{table}.{set_keys[1]}: only one of {', '.join(group)} can be set, given {' and '.join(set_keys)}"
 
 
 def _unread_lines(study: Study) -> Iterator[str]:
     """Yield a line for every field that only other workloads read."""
     for other in sorted(set(study.TABLES.values()) - {study.TABLES[study.workload]}):
-        fields = [f"{other}.{field}" for field in getattr(study, other).named()]
+        fields = [f"{other}.{field}" for field in getattr(study, other).fields_in_file()]
         for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
             for index, entry in enumerate(entries):
                 fields += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]

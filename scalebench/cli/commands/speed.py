@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
 
 SHOWN_KERNELS = 6
-H100 = "NVIDIA H100 80GB HBM3"  # whose peak utilisation is of, where no GPU is at hand
+H100 = "NVIDIA H100 80GB HBM3"  # the peak for utilisation on a machine without a GPU
 
 
 def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> list[dict[str, Any]]:
@@ -32,8 +32,8 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
             continue
         peak = datasheet_peak(H100, train.precision)
         if entry.trial.device_kind == "cuda":
-            seen = gpu_peak(train.precision)
-            peak = peak if seen.flops_per_s is None else seen
+            own_peak = gpu_peak(train.precision)
+            peak = peak if own_peak.flops_per_s is None else own_peak
         config = gpt.Config(**entry.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
         name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
         name += f" in {train.accumulation} micro-batch{'es' * (train.accumulation > 1)}"
@@ -42,7 +42,7 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
 
 
 def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> None:
-    """Print for each size what takes longest, the rate, and what holds it back."""
+    """Print for each size what takes longest, the rate, and its bottleneck."""
     products, attention, memory = ceilings
     say(f"at {products:g} TFLOP/s of products, {attention:g} of attention, {memory:g} TB/s: no measurement, a bound")
     if not steps:

@@ -110,12 +110,12 @@ class Bootstrap:
         return low, high
 
 
-def _quantiles(samples: Array, at: Array) -> Array:
+def _quantiles(samples: Array, levels: Array) -> Array:
     """Quantiles `at` of samples [n]; for rates, which may be infinite, of their reciprocals."""
     if np.isinf(samples).any():
         with np.errstate(divide="ignore"):
-            return np.asarray(1 / np.quantile(1 / samples, 1 - at))
-    return np.asarray(np.quantile(samples, at))
+            return np.asarray(1 / np.quantile(1 / samples, 1 - levels))
+    return np.asarray(np.quantile(samples, levels))
 
 
 def tails(level: float) -> Array:
