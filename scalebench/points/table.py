@@ -96,19 +96,20 @@ def read_columns(
         last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
         joined = {role: column[last] for role, column in joined.items()}
     roles = {role: name for role, name in columns.items() if role != LAST_OF}
-    points = PointTable(path, joined, roles, where, _how_read(table.note, roles))
+    points = PointTable(
+        path, joined, roles, where, "; ".join([*([table.note] if table.note else []), *unit_notes(roles)])
+    )
     _check_constant(points)
     return points
 
 
-def _how_read(note: str, columns: Mapping[str, str]) -> str:
-    """Return how a table was read: its own ``note``, and the units in the headers of counts."""
-    units = [
+def unit_notes(columns: Mapping[str, str]) -> list[str]:
+    """Return a line for each column of counts that is read in the unit of its header (role -> column name)."""
+    return [
         f"column {name!r} in units of {numerals.header_unit(name):,.0f}"
         for role, name in columns.items()
         if role in COUNTED and numerals.header_unit(name) != 1
     ]
-    return "; ".join([note, *units] if note else units)
 
 
 def read_texts(path: Path, names: Sequence[str], where: str | None = None) -> dict[str, NDArray[Any]]:
