@@ -89,7 +89,7 @@ def test_two_modes_are_two_without_a_verdict(tmp_path: Path) -> None:
     assert (row["verdict"], row["ratio"]) == (None, None)
     assert "bimodal has two modes" in row["verdict_reason"]
     times = pd.read_parquet(comparison.run / "samples.parquet").query("provider == 'bimodal'")["time_s"]
-    assert times.min() <= row["time_low_s"] < row["time_high_s"] <= times.max()
+    assert row["time_low_s"] < times.median() < row["time_high_s"]  # of two processes: wider than their samples
     assert eager["accepted"] is True
 
 

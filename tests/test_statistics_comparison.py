@@ -123,12 +123,22 @@ def test_one_process_with_few_samples_has_no_interval() -> None:
     assert ratio_of_medians([[1.0], [1.1]], [[2.0], [2.0]]).low < 0.525  # two processes tell of each other
 
 
-@pytest.mark.parametrize("levels", [(1e-3, 20e-3), (1.0, 1.5, 1.1), (2.0, 2.0, 2.0)])
-def test_the_interval_of_a_median_stays_within_the_samples(levels: tuple[float, ...]) -> None:
-    samples = [level * np.exp(RNG(8).normal(0, 0.01, 30)) for level in levels]
+def test_the_interval_of_one_process_stays_within_its_samples() -> None:
+    samples = [np.exp(RNG(8).normal(0, 0.01, 30))]
     typical = typical_time(samples)
     assert np.min(samples) <= typical.low <= typical.value <= typical.high <= np.max(samples)
     assert typical.high > typical.low
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_interval_of_few_processes_holds_the_time_of_the_next(processes: int) -> None:
+    """Processes differ by 5 %, samples within one by 1 %: their range holds the truth in 78 to 89 %."""
+    rng, held = RNG(3), 0
+    for study in range(100):
+        samples = [np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.01, 30)) for _ in range(processes)]
+        typical = typical_time(samples, resamples=200, seed=study)
+        held += typical.low <= 1 <= typical.high
+    assert held >= 0.9 * 100  # the samples' range: 78 and 89
 
 
 def test_processes_go_in_pairs() -> None:

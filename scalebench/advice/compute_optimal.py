@@ -40,7 +40,8 @@ def isoflop(
     """Approach 2. Columns as `count` takes them; points within 5 % of each other's FLOPs are one budget.
 
     `neighbours`: number of points used on each side of the best, None for all. `weighted=False` gives every budget the
-    same weight in the line, as in published fits. Budgets without an interior minimum are in `refused`.
+    same weight in the line, as in published fits. Budgets without an interior minimum are in `refused`. Intervals are
+    of the lines as they are and of lines without the `bias` of this grid, so that they hold the optimum despite it.
     Raises FitRefused with fewer than three budgets left.
     """
     counting = counting or Counting()
@@ -56,17 +57,19 @@ def isoflop(
     used = np.isin(columns["flops"], [group["flops"] for group, _ in sweeps])
     by_tokens, _ = sweep_optima({k: v[used] for k, v in columns.items()}, "tokens", ("flops",), neighbours)
     lines = _line(sweeps, weighted), _line(by_tokens, weighted)
-    freedom = lines[0].degrees_of_freedom
+    freedom, draws = lines[0].degrees_of_freedom, _opposed(*lines, seed)
+    off = _off_on_this_grid(columns, neighbours, weighted)
+    method = f"parametric bootstrap of the line through {len(sweeps)} minima, t with {freedom} degrees of freedom"
     return Allocation(
         approach=2,
         counting=counting,
         coefficients=np.concatenate([line.coefficients for line in lines]),
-        draws=_opposed(*lines, seed),
-        method=f"parametric bootstrap of the line through {len(sweeps)} minima, t with {freedom} degrees of freedom",
+        draws=draws if off is None else np.concatenate([draws, draws - off]),
+        method=method if off is None else f"{method}, with and without the bias",
         notes=(BIAS_NOTE,),
         optima=tuple((group["flops"], optimum) for group, optimum in sweeps),
         refused=refused,
-        bias=_bias_on_this_grid(columns, neighbours, weighted),
+        bias=None if off is None else _bias(off, columns),
     )
 
 
@@ -90,13 +93,14 @@ def _budgets(flops: Array) -> Array:
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
-def _bias_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Bias | None:
-    """Bias of Approach 2 on the surface fitted to these points; None if that fit or its optima are refused."""
+def _off_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Array | None:
+    """`_off` on the surface fitted to these points; None if that fit or its optima are refused, or there is none."""
     try:
         surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-        return approach_2_bias(surface, columns, neighbours, weighted)
+        off = _off(surface, columns, neighbours, weighted)
     except FitRefused:
         return None
+    return off if np.isfinite(off).all() else None
 
 
 def approach_2_bias(
@@ -106,16 +110,24 @@ def approach_2_bias(
 
     Raises FitRefused where fewer than three budgets have an interior minimum on that surface.
     """
+    return _bias(_off(surface, columns, neighbours, weighted), columns)
+
+
+def _off(surface: Fit, columns: Mapping[str, Array], neighbours: int | None, weighted: bool) -> Array:
+    """Coefficients of Approach 2 on the noise-free `surface`, less the true ones, [4]. Raises FitRefused."""
     smooth = {**columns, "loss": surface.predict({name: columns[name] for name in ("params", "tokens")})}
     lines = []
     for side in ("params", "tokens"):
         sweeps, _ = sweep_optima(smooth, side, ("flops",), neighbours)
         lines.append(_line(sweeps, weighted))
     true = closed_form(surface.parameters, flops_law(columns))[0]
+    return np.asarray(np.concatenate([line.coefficients for line in lines]) - true)
+
+
+def _bias(off: Array, columns: Mapping[str, Array]) -> Bias:
     log = np.log(float(columns["flops"].max()))
-    off = np.concatenate([line.coefficients for line in lines]) - true
-    at, beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
-    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), at, beyond)
+    off_there, off_beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
+    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), off_there, off_beyond)
 
 
 def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:

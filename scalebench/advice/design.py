@@ -3,7 +3,8 @@
 Delta method: with J the derivatives of the predictions at the points by the parameters and g those at the target, the
 variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on the
 inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
-Bayesian experimental design).
+Bayesian experimental design). sigma is that of one new run, and the points are weighted by the noise of configurations
+and of seeds as the bootstrap has it (`intervals.noise`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scalebench.advice.selection import best_rows, many_rows
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.intervals.noise import Noise, estimate_noise, whitened
 
 STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
@@ -110,9 +112,10 @@ def best_set(
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Derivatives at the points, the candidates and the target, in the space of the fit."""
+    """Derivatives at the points (whitened), the candidates and the target, in the space of the fit."""
 
     fit: Fit
+    noise: Noise
     target: dict[str, float]
     logs: dict[str, Array]
     flops: Array | None
@@ -133,9 +136,10 @@ class _Problem:
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
         logs = read_inputs(fit.law, candidates)
-        at = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
-        named = {name: float(np.exp(log[0])) for name, log in goal.items()}
-        return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
+        derivatives = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
+        target, noise = {name: float(np.exp(log[0])) for name, log in goal.items()}, estimate_noise(fit)
+        measured = whitened(fit, noise, derivatives[0])
+        return _Problem(fit, noise, target, logs, _cost(candidates), measured, derivatives[1], derivatives[2][0])
 
     def inverse(self, rows: tuple[int, ...] = ()) -> Array:
         """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
@@ -190,8 +194,7 @@ class _Problem:
         return float(stdtrit(self.fit.degrees_of_freedom + added, 0.975))
 
     def _half_width(self, rows: tuple[int, ...]) -> float:
-        spare = max(len(self.at_points) - self.at_points.shape[1], 1)
-        noise = np.sqrt((self.fit.residuals**2).sum() / spare)
+        noise = float(np.sqrt(self.noise.variance_of_new_runs()))
         return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
 
     def _around(self, predicted: float, half: float) -> tuple[float, float]:
@@ -218,10 +221,13 @@ class _Problem:
         1 where the prediction has no variance.
         """
         goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
-        measured, new, at = (_derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal))
+        measured, new, at_target = (
+            _derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal)
+        )
+        measured = whitened(self.fit, self.noise, measured)
         information = measured.swapaxes(1, 2) @ measured
         before, after = (
-            (at @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at.swapaxes(1, 2))[:, 0, 0]
+            (at_target @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at_target.swapaxes(1, 2))[:, 0, 0]
             for each in (information, information + new.swapaxes(1, 2) @ new)
         )
         return np.asarray(np.divide(after, before, out=np.ones_like(before), where=before > 0))

@@ -69,7 +69,7 @@ class SizePrediction:
     tokens: float | None
     quantities: tuple[PredictedQuantity, ...]
     backtest: Sequence[Forecast]
-    at: str = ""
+    place: str = ""
     held_out: str = "the loss"
 
 
@@ -114,9 +114,9 @@ def predict_fit(fitted: Fit, inputs: Mapping[str, float], response: str) -> Size
             ("energy", "J"),
         )
     ]
-    at = ", ".join(f"{name} {value:g}" for name, value in inputs.items())
+    place = ", ".join(f"{name} {value:g}" for name, value in inputs.items())
     return SizePrediction(
-        params, tokens, (loss, data, *refused), loss.trend.backtest if loss.trend else (), at, response
+        params, tokens, (loss, data, *refused), loss.trend.backtest if loss.trend else (), place, response
     )
 
 
@@ -125,7 +125,10 @@ def predicted(trend: Trend, at: float | Mapping[str, float], quantity: str, unit
     if trend.fit is None:
         return PredictedQuantity(quantity, unit, reason=trend.reason)
     fit, inputs = trend.fit, at if isinstance(at, Mapping) else {"x": at}
-    value, low, high = trend.at(inputs)
+    beyond = float(fit.beyond({name: np.array([size]) for name, size in inputs.items()})[0])
+    if trend.flat and beyond > 1:
+        return PredictedQuantity(quantity, unit, reason=trend.flat)
+    value, low, high = trend.predict_at(inputs)
     basis = [f"{fit.law.formula}, {fit.n_configurations} configurations, {fit.status}"]
     basis += [f"{name} not resolved: {reason}" for name, reason in fit.unresolved.items()]
     finite = math.isfinite(low) and math.isfinite(high)
@@ -133,7 +136,6 @@ def predicted(trend: Trend, at: float | Mapping[str, float], quantity: str, unit
         basis.append(f"no interval: {trend.no_interval}" if trend.no_interval else "the interval is not finite")
     if trend.choice:
         basis.append(trend.choice)
-    beyond = float(fit.beyond({name: np.array([size]) for name, size in inputs.items()})[0])
     result = PredictedQuantity(quantity, unit, value, beyond=beyond, basis="; ".join(basis), trend=trend)
     return replace(result, low=low, high=high) if finite else result
 

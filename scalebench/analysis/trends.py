@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scalebench.analysis.trials import numeric
+from scalebench.analysis.trials import STEP_TIME, numeric
 from scalebench.laws import LAWS, FitRefused, choose, fit
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
 EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact; fewest sizes for it
+# Costs with a fixed part that runs beside the work rather than before it: launches hide the work of small models.
+FLOORED = (STEP_TIME, "energy_per_step", "latency")
+LEAST_GROWTH = 1.1  # of such a cost over the sizes measured, below which larger ones cannot be predicted
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -41,8 +44,24 @@ class Trend:
     reason: str = ""
     no_interval: str = ""
     choice: str = ""
+    least_growth: float = 0.0  # of a cost, factor over the sizes measured from which larger ones can be predicted
 
-    def at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
+    @cached_property
+    def flat(self) -> str:
+        """Why a cost tells nothing of larger sizes: it hardly grows with those measured; "" where it does."""
+        if self.fit is None or not self.least_growth:
+            return ""
+        ends = np.exp([end(self.fit.points.logs["x"]) for end in (np.min, np.max)])
+        low, high = self.fit.predict({"x": ends}).tolist()
+        if high > self.least_growth * low:
+            return ""
+        growth = "not at all" if high <= low * (1 + EXACT) else f"by {100 * (high / low - 1):.2g} %"
+        return (
+            f"it grows {growth} over sizes a factor of {ends[1] / ends[0]:.3g} apart, so a fixed cost hides what size "
+            "costs: add larger sizes"
+        )
+
+    def predict_at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
         """Return prediction, low and high (95 %) at one place; NaN ends where there is no interval."""
         assert self.fit is not None
         place = {name: np.array([value], dtype=np.float64) for name, value in inputs.items()}
@@ -66,7 +85,7 @@ class Trend:
 
     @cached_property
     def far(self) -> tuple[FarPoint, ...]:
-        """The sizes that lie far from the law, where the others lie close to it."""
+        """The sizes far from the law, if the others are close to it."""
         return () if self.fit is None else self.fit.far_points()
 
     @cached_property
@@ -95,7 +114,7 @@ def fit_trend(points: pd.DataFrame, law: str, intervals: bool = True) -> Trend:
 
 
 def trend_by(fitted: Fit) -> Trend:
-    """Return the trend that a fit is, with the reason where it carries no interval."""
+    """Return a fit as a trend, with the reason if it has no interval."""
     try:
         fitted.interval(fitted.law.parameters[0])
     except FitRefused as refusal:
@@ -104,9 +123,9 @@ def trend_by(fitted: Fit) -> Trend:
 
 
 def undetermined(fitted: Fit) -> str:
-    """Return why the parameters of a fit mean nothing; empty where they do.
+    """Return why the points do not determine the parameters of a fit; empty if they do.
 
-    A design can carry a fit without determining it: two sizes give any exponent of size, with an offset to match.
+    A fit can exist without being determined: two sizes give any exponent of size, with an offset to match.
     """
     if fitted.status != "degenerate":
         return ""
@@ -120,7 +139,7 @@ def determined(fitted: Fit) -> Trend:
 
 def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
     """Fit a column against the column ``size``; seeds of one size are one configuration."""
-    return _named(fit_trend(_points(trials, column, size), law))
+    return _of_size(fit_trend(_points(trials, column, size), law))
 
 
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
@@ -129,16 +148,17 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     if points.empty:
         return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
-    return _named(replace(fit_trend(points, law), choice=choice))
+    least_growth = LEAST_GROWTH if column in FLOORED else 1 + EXACT
+    return _of_size(replace(fit_trend(points, law), choice=choice, least_growth=least_growth))
 
 
-def _named(trend: Trend) -> Trend:
-    """Return a trend whose reasons speak of the size, which laws of one input call x."""
+def _of_size(trend: Trend) -> Trend:
+    """Return a trend whose reasons name the size, which laws of one input call x."""
     return replace(trend, reason=INPUT.sub("size", trend.reason), no_interval=INPUT.sub("size", trend.no_interval))
 
 
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
-    """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
+    """Choose between ``COST_LAWS`` by hold-out error, the simpler one for a tie; return the law and the reason."""
     simple, other = COST_LAWS
     if len(points) > MOST_COMPARED:
         points = points.groupby("x")["y"].median().reset_index()
@@ -155,8 +175,8 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     tied = any(ranked.tied for ranked in choice.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
     law = simple if tied else choice.best
     against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
-    shown = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
-    return law, f"{law}, {against}, by hold-out error: {shown}"
+    errors_text = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
+    return law, f"{law}, {against}, by hold-out error: {errors_text}"
 
 
 def is_straight(x: Array, y: Array) -> bool:

@@ -75,11 +75,14 @@ class Estimate:
         if form.offset in pinned:
             _check_pinned(problem, table, pinned[form.offset or ""], width)
         theta, values, done = minimise(problem, width)
+        bounded = bound_offset(problem, table, theta)
+        if ((theta >= problem.upper) & (bounded.upper > problem.upper)).any():  # a bound too low, from seeds too alike
+            theta, values, done = minimise(bounded, width)
         settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width, "weighted": weighted}
-        return cls.at(bound_offset(problem, table, theta), table, settings, theta=theta, values=values, done=done)
+        return cls.ended_at(bounded, table, settings, theta=theta, values=values, done=done)
 
     @classmethod
-    def at(
+    def ended_at(
         cls, problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
     ) -> Self:
         """The fit whose best start ended at `theta` [P], among starts of objectives `values` [starts]."""
@@ -160,14 +163,14 @@ class Estimate:
 
 
 def _check_pinned(problem: Problem, points: Points, value: float, width: float) -> None:
-    """Refuse an offset pinned too high. Deciding needs a free fit only above the lowest measurement."""
+    """Refuse an offset pinned too high. Deciding needs a free fit only above what the measurements allow alone."""
     free = None
-    if not points.replicated and value > points.response.min():
+    if value > points.highest_offset()[1] and int(points.place.max()) + 1 > len(problem.lower):
         index = problem.law.coordinates.index(problem.law.offset or "")
         lower, upper = problem.lower.copy(), problem.upper.copy()
         lower[index], upper[index] = 0.0, points.response.max()
         problem = replace(problem, lower=lower, upper=upper)
-        free = minimise(problem, width)[0] if len(points.response) > len(lower) else None
+        free = minimise(problem, width)[0]
     check_pinned_offset(problem, points, value, free)
 
 

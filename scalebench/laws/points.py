@@ -43,6 +43,11 @@ class Points:
         """The same points, with equal rows of one configuration counted as one measurement."""
         return replace(self, run=_ids(np.stack([self.place, self.configuration, self.response], axis=1)))
 
+    def means(self) -> tuple[Array, NDArray[np.intp]]:
+        """Mean response of rows with equal inputs, and their number, each [places]."""
+        rows = np.bincount(self.place)
+        return np.bincount(self.place, self.response) / rows, rows
+
     def highest_offset(self) -> tuple[float, float]:
         """Highest plausible irreducible loss: (if free, if pinned).
 

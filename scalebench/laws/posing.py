@@ -18,6 +18,7 @@ from scalebench.laws.problem import Problem
 WIDTHS = {"squares": math.inf, "absolute": 1e-9}
 # Loss of a prediction above its measurement, relative to one equally far below: fits the lower envelope.
 OVERESTIMATE = {"envelope": 10.0}
+SIGNIFICANCE = 0.01  # as of the test of lack of fit
 LOSSES = ("huber", *WIDTHS, *OVERESTIMATE)
 
 
@@ -53,7 +54,7 @@ def read_weights(weights: ArrayLike | None, n: int) -> Array:
 
 
 def pose(law: Law, points: Points, space: str, weights: Array, pinned: Mapping[str, float], loss: str) -> Problem:
-    """The problem with its bounds. Without replicates, `bound_offset` tightens that of the offset after a first fit."""
+    """The problem with its bounds; `bound_offset` sets that of the offset anew after a first fit."""
     centre = _centre(law, points.logs)
     logs = {name: log - centre[name] for name, log in points.logs.items()}
     ranges = dict(law.exponents)
@@ -79,43 +80,57 @@ def _centre(law: Law, logs: Mapping[str, Array]) -> dict[str, float]:
 
 
 def bound_offset(problem: Problem, points: Points, theta: Array) -> Problem:
-    """The problem with the offset bounded by the points, given the best theta [P] under a loose bound.
+    """The problem with the offset bounded by the points, given the best theta [P] under the bound of `pose`.
 
-    Without replicates, the standard error of a configuration is the 68 % quantile of the absolute residuals. Points
-    more than 3 of these below the fit are ignored as outliers: the minimum of 100,000 heavy-tailed losses is far below
-    the irreducible loss.
+    The standard error of a configuration mean is the 68 % quantile of the absolute residuals of means. Single runs more
+    than 3 of these below the fit are ignored as outliers: the minimum of 100,000 heavy-tailed losses is far below the
+    irreducible loss. With replicates their own bound holds, unless means scatter about the law significantly more
+    than seeds explain: seeds may agree with each other better than with the law, and copies of one run exactly.
     """
-    ceiling = _plausible_ceiling(problem, points, theta)
-    if ceiling is None:
+    if not problem.law.offset:
         return problem
-    index = problem.law.coordinates.index(problem.law.offset or "")
+    index = problem.law.coordinates.index(problem.law.offset)
     upper = problem.upper.copy()
     if problem.free[index]:
+        ceiling = _plausible_ceiling(problem, points, theta)
+        if points.replicated and not _seeds_too_alike(problem, points, ceiling, float(upper[index])):
+            ceiling = float(upper[index])
         upper[index] = max(ceiling, theta[index])
     return replace(problem, upper=upper)
 
 
-def _plausible_ceiling(problem: Problem, points: Points, theta: Array) -> float | None:
-    """Lowest measured value that is not an outlier, plus 3 residual scales; None if replicates set the bound."""
-    if not problem.law.offset or points.replicated:
-        return None
-    residuals = -problem.residuals(theta[None])[0]  # measured minus fitted
+def _seeds_too_alike(problem: Problem, points: Points, of_means: float, of_seeds: float) -> bool:
+    """Whether the scatter of means about the law is significantly above that of seeds, by the ceilings of both."""
+    from scipy.special import fdtrc  # lazily: slow to import
+
+    mean = points.means()[0]
+    lowest, spare = float(mean.min()), int(points.run.max()) + 1 - len(mean)
+    if of_seeds <= lowest:
+        return True
+    freedom = max(len(mean) - int(problem.free.sum()), 1)
+    return bool(fdtrc(freedom, spare, ((of_means - lowest) / (of_seeds - lowest)) ** 2) < SIGNIFICANCE)
+
+
+def _plausible_ceiling(problem: Problem, points: Points, theta: Array) -> float:
+    """Lowest configuration mean plus 3 residual scales; without replicates the lowest that is not an outlier."""
+    mean, runs = points.means()
+    residuals = np.bincount(points.place, -problem.residuals(theta[None])[0]) / runs  # measured minus fitted
     if not problem.log_space:
-        residuals = residuals / points.response
-    runs = int(points.run.max()) + 1
-    freedom = max(runs - int(problem.free.sum()), 1)
-    scale = float(np.quantile(np.abs(residuals), 0.683)) * math.sqrt(runs / freedom)
-    inliers = points.response[residuals >= -3 * scale - 1e-9]
+        residuals = residuals / mean
+    freedom = max(len(mean) - int(problem.free.sum()), 1)
+    scale = float(np.quantile(np.abs(residuals), 0.683)) * math.sqrt(len(mean) / freedom)
+    inliers = mean if points.replicated else mean[residuals >= -3 * scale - 1e-9]
     return float(inliers.min() * (1 + 3 * scale))
 
 
 def check_pinned_offset(problem: Problem, points: Points, value: float, free: Array | None) -> None:
     """Raise FitRefused for an offset pinned more than 3 standard errors above a configuration mean.
 
-    `free` is the best theta [P] with a free offset, from which the standard error comes without replicates.
+    `free` is the best theta [P] with a free offset, whose residuals give the standard error that replicates may lack.
     """
-    ceiling = None if free is None else _plausible_ceiling(problem, points, free)
-    ceiling = points.highest_offset()[1] if ceiling is None else ceiling
+    ceiling = points.highest_offset()[1]
+    if free is not None:
+        ceiling = max(ceiling, _plausible_ceiling(problem, points, free))
     if value > ceiling:
         raise FitRefused(
             f"fixed {problem.law.offset} is {value:.6g}, more than 3 standard errors above a configuration mean "

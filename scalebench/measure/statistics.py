@@ -222,16 +222,17 @@ def _interval(
 def typical_time(samples: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the geometric mean over processes of the median of each one's positive samples, with its interval.
 
-    ``samples`` holds one array per process. With one process the interval is that of its samples alone, and NaN below
-    six of them. The interval stays within the range of the samples, which Student's t with few processes would leave.
+    ``samples`` holds one array per process. With one process the interval is that of its samples alone, within their
+    range, and NaN below six of them. With several it may leave their range, which is narrow: that of three medians
+    holds the true one in 75 % of cases.
     """
     rng = np.random.default_rng(seed)
     logs = np.log([np.median(np.asarray(x)) for x in samples])
     draws = np.stack([_log_medians(x, (resamples, len(samples)), rng) for x in samples])
     interval = _known(_interval(logs, draws, rng, level), samples)
-    pooled = np.concatenate([np.asarray(x, dtype=np.float64) for x in samples])
-    low, high = (float(np.clip(end, pooled.min(), pooled.max())) for end in (interval.low, interval.high))
-    return Interval(interval.value, low, high, interval.processes)
+    ends = np.array([interval.low, interval.high])
+    low, high = (ends if len(samples) > 1 else ends.clip(np.min(samples[0]), np.max(samples[0]))).tolist()
+    return Interval(interval.value, low, high, len(samples))
 
 
 def ratio_of_medians(
@@ -270,7 +271,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Verdict:
-    """FASTER, SLOWER, SAME or INCONCLUSIVE, or None if a comparison is not allowed; ``reason`` says why."""
+    """FASTER, SLOWER, SAME or INCONCLUSIVE, or None if a comparison is not allowed; ``reason`` is why."""
 
     word: str | None
     reason: str
@@ -280,7 +281,7 @@ def verdict(ratio: Interval, margin: float = MARGIN, machines: tuple[str, str] |
     """Compare the interval of a ratio of times with an equivalence margin.
 
     FASTER if all of it is below 1/(1 + margin), SLOWER if above 1 + margin, SAME if between the two (two one-sided
-    tests), otherwise INCONCLUSIVE. INCONCLUSIVE also for a single process, which says nothing about the variance
+    tests), otherwise INCONCLUSIVE. INCONCLUSIVE also for a single process, which does not show the variance
     between processes. No verdict if the ``machines`` differ.
     """
     if machines and machines[0] != machines[1]:

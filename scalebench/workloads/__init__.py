@@ -71,7 +71,7 @@ def trial_of(attempt: Path) -> Trial:
 def read_trial(values: dict[str, Any]) -> Trial:
     """Return a trial from its JSON, with its spec as the workload's ``Spec``.
 
-    Trials of schema 1, which had one field for each workload, are read as what they were.
+    Trials of schema 1, which had one field for each workload, are converted.
     """
     if "workload" not in values:
         workload = "training" if values.get("train") else "inference"

@@ -57,7 +57,7 @@ def configuration(trial: Trial) -> Any:
 def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
     """Return the model with initial weights from the trial's seed, in the trial's implementation by default.
 
-    It is built on its device: a GPU initialises a billion weights in no time, with its own generator. The same seed
+    It is built on its device: a GPU initialises a billion weights quickly, with its own generator. The same seed
     gives other weights there than on a CPU, and the same ones for every implementation.
     """
     torch.manual_seed(trial.spec.seed)

@@ -109,8 +109,8 @@ def print_prediction(prediction: SizePrediction) -> None:
     """Print predicted quantities, then refusals with their reasons, then the errors of earlier predictions."""
     unit = next((predicted.unit for predicted in prediction.quantities if predicted.quantity == "data"), "tokens")
     data = "" if prediction.tokens is None else f", {quantity(prediction.tokens)} {unit}"
-    at = f"for {quantity(prediction.params)} parameters{data}" if prediction.params else f"at {prediction.at}"
-    say(f"prediction {at}", "")
+    place = f"for {quantity(prediction.params)} parameters{data}" if prediction.params else f"at {prediction.place}"
+    say(f"prediction {place}", "")
     known = [predicted for predicted in prediction.quantities if predicted.value is not None]
     header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data", "worst hold-out error")
     table("", header, [_row(predicted) for predicted in known])

@@ -41,12 +41,16 @@ class Noise:
         """
         of_means = float((self.means**2).mean())
         each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
-        beyond = self.seed**2 * (each - 1 / self.runs)
         if not self.spare or not of_means:
             return np.asarray(np.sqrt(of_means) * inflation[:, None] * np.ones_like(each))
-        variance = np.maximum(of_means + beyond, self.seed**2 * each)
+        beyond, variance = self.seed**2 * (each - 1 / self.runs), self.variance_of_new_runs(each)
         freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
         return np.asarray(np.sqrt(variance * freedom / rng.chisquare(freedom, (len(inflation), len(each)))))
+
+    def variance_of_new_runs(self, each: float | Array = 1.0) -> Array:
+        """Variance of the mean of new runs of one configuration, by 1 over their number, shaped as `each`."""
+        beyond = self.seed**2 * (np.asarray(each) - 1 / self.runs)
+        return np.asarray(np.maximum((self.means**2).mean() + beyond, self.seed**2 * np.asarray(each)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ def estimate_noise(fit: Estimate) -> Noise:
     return Noise(
         float(np.sqrt(lack)), float(np.sqrt(seed)), means, float(1 / (1 / runs).mean()), spare, fit.degrees_of_freedom
     )
+
+
+def whitened(fit: Estimate, noise: Noise, rows: Array) -> Array:
+    """Derivatives of rows, [..., rows, P], as those of independent measurements with the variance of one new run.
+
+    Runs of one configuration share its deviation from the law, so that more of them tell less than as many
+    configurations: the mean of a configuration is one measurement, and differences within it others.
+    """
+    new_run = float(np.sqrt(noise.variance_of_new_runs()))
+    if not noise.means.all():  # points on the law exactly
+        return rows
+    groups = group(fit)
+    by_run = groups.by_run(np.moveaxis(rows, -2, -1))
+    mean = groups.by_config(by_run)
+    within = by_run - mean[..., groups.config]
+    parts = [mean * (new_run / noise.means), *([within * (new_run / noise.seed)] if noise.seed else [])]
+    return np.asarray(np.moveaxis(np.concatenate(parts, axis=-1), -1, -2))
 
 
 def simulate(

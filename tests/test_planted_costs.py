@@ -1,0 +1,41 @@
+"""Costs with a planted kink: what small models tell of large ones, and what they hide."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.analysis.predictions import predicted
+from scalebench.analysis.trends import cost_trend
+from scalebench.analysis.trials import STEP_TIME, N
+
+SIZES = np.geomspace(1e4, 1e6, 6)
+LAUNCHES_S, PER_PARAMETER_S = 5e-3, 4e-9  # launches run beside the work: the time is the larger of the two
+
+
+def times(noise: float, sizes: np.ndarray = SIZES) -> pd.DataFrame:
+    """Step times by size."""
+    scatter = np.exp(noise * np.random.default_rng(1).standard_normal(len(sizes)))
+    return pd.DataFrame({N: sizes, STEP_TIME: np.maximum(LAUNCHES_S, PER_PARAMETER_S * sizes) * scatter})
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_step_times_that_launches_set_are_not_extrapolated(noise: float) -> None:
+    """At 1e9 parameters a step takes 4 s; the law through times of 5 ms gave 5 ms, to 24 ms at most."""
+    trend = cost_trend(times(noise), STEP_TIME, N)
+    answer = predicted(trend, 1e9, "step time", "s")
+    assert (answer.value, answer.low, answer.high) == (None, None, None)
+    assert "fixed cost" in answer.reason
+    assert "factor of 100" in answer.reason
+    assert predicted(trend, 1e5, "step time", "s").value == pytest.approx(LAUNCHES_S, rel=0.01)
+
+
+def test_step_times_that_grow_with_the_work_are_extrapolated() -> None:
+    answer = predicted(cost_trend(times(1e-3, 1e3 * SIZES), STEP_TIME, N), 1e10, "step time", "s")
+    assert answer.low <= 40 <= answer.high
+
+
+def test_memory_that_is_the_same_at_every_size_is_not_extrapolated() -> None:
+    memory = pd.DataFrame({N: SIZES, "peak_rss_bytes": np.full(6, 2.0**29)})
+    answer = predicted(cost_trend(memory, "peak_rss_bytes", N), 1e9, "memory", "B")
+    assert (answer.value, answer.low) == (None, None)
+    assert "not at all" in answer.reason
