@@ -49,7 +49,9 @@ def fits(law: str, studies: Sequence[dict[str, Array]]) -> list[Fit]:
     for problem, read, theta, values, done in zip(problems, points, *ends, strict=True):
         best = int(values.argmin())
         bounded = bound_offset(problem, read, theta[best])
-        fitted.append(Fit.at(bounded, read, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best])))
+        fitted.append(
+            Fit.ended_at(bounded, read, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best]))
+        )
     again = stacked([fit.problem for fit in fitted], [fit.problem.target[None] for fit in fitted])
     squares = polish(again, np.stack([fit.theta for fit in fitted]), np.inf)[0]
     for fit, theta in zip(fitted, squares, strict=True):

@@ -64,8 +64,8 @@ class Results(pd.DataFrame):
     @property
     def table(self) -> pd.DataFrame:
         """The main columns of every trial, by study, size and seed."""
-        shown = pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
-        return shown.sort_values([name for name in ORDER if name in shown], kind="stable")
+        main = pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+        return main.sort_values([name for name in ORDER if name in main], kind="stable")
 
     def fit(self, law: str = "power", where: str | None = None, **options: Any) -> Fit:
         """Fit a law to the valid trials that ended ok; arguments as of ``scalebench.fit``."""
@@ -157,7 +157,7 @@ def _names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
         aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
         names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
         of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
-        # A table of results also has `params`, all parameters, which is not what laws of it are of.
+        # A table of results also has `params`, all parameters, which is not the N of its laws.
         candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
         name = next((name for name in candidates if name in frame), None)
         if name is None:
@@ -207,16 +207,16 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
         raise InputError([f"optimal: approach {approach!r}: 1 (envelope), 2 (isoFLOP) or 3 (a fitted surface)"])
     if wrong := counting.keys() - {"params", "flops"}:
         raise InputError([f"optimal: {unknown(name, ('params', 'flops'))}" for name in sorted(wrong)])
-    how = Counting(**counting)
+    convention = Counting(**counting)
     if isinstance(points, str | Path):
         optional = ("tokens", "flops", "params", "params_non_embedding", "run")
         points = read_roles(Path(points), ("loss",), optional, {}, where)
     expect(points, Mapping | pd.DataFrame, f"optimal: points are {POINTS}")
     columns = {str(name): points[name] for name in points}
     if approach != 3:
-        return envelope(columns, how) if approach == 1 else isoflop(columns, how)
-    counted = count(columns, how)
-    return parametric(fit_law({name: counted[name] for name in ("params", "tokens", "loss")}, "chinchilla"), how)
+        return envelope(columns, convention) if approach == 1 else isoflop(columns, convention)
+    counted = count(columns, convention)
+    return parametric(fit_law({name: counted[name] for name in ("params", "tokens", "loss")}, "chinchilla"), convention)
 
 
 def next_trial(
@@ -261,8 +261,8 @@ def tune(
     from scalebench.advice import optimum_laws
     from scalebench.analysis.sweep import optimum_laws_of, unmodelled_lines
 
-    for given in (optimised, against, replicates):
-        expect(given, Iterable, "tune: expected the name of a column, or several")
+    for argument in (optimised, against, replicates):
+        expect(argument, Iterable, "tune: expected the name of a column, or several")
     expect(points, str | Path | Mapping | pd.DataFrame, f"tune: points are {POINTS}")
     names = [against] if isinstance(against, str) else list(against)
     swept = [optimised] if isinstance(optimised, str) else list(optimised)

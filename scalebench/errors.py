@@ -22,7 +22,7 @@ class StudyError(InputError):
 
 
 def expect(value: object, kinds: type | UnionType, expected: str) -> None:
-    """Raise ``InputError`` unless a value is of one of some types: what was expected, and what it is instead."""
+    """Raise ``InputError`` unless a value has one of the types, with what was expected and the type it has."""
     if not isinstance(value, kinds):
         raise InputError(f"{expected}, not {type(value).__name__} ({value!r:.40})")
 
@@ -41,7 +41,7 @@ def unknown(name: str, known: Collection[str]) -> str:
 
 
 def number_of(count: float, noun: str) -> str:
-    """Return how many there are of something: "1 GPU", "2 GPUs", "2 processes"."""
+    """Return a count with its noun: "1 GPU", "2 GPUs", "2 processes"."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
     return f"{count:g} {noun}{ending}" if isinstance(count, float) else f"{count} {noun}{ending}"
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from scalekernels.accuracy import ULPS, Terms, judge_results
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import interpreter
 
 
 @contextmanager
@@ -39,23 +36,6 @@ def poisoned_memory() -> Iterator[None]:
     """Fill memory from ``torch.empty``, workspaces included, with NaN in every test of a module that imports this."""
     with poisoned():
         yield
-
-
-@contextmanager
-def rounded_to_nearest() -> Iterator[None]:
-    """Have the interpreter round float32 to the nearest bfloat16, as a device does: left alone it cuts the bits off."""
-    cut_off = interpreter._convert_float
-
-    def convert(values: np.ndarray, source: Any, wanted: Any, rounding: Any) -> np.ndarray:
-        if (source, wanted) != (tl.float32, tl.bfloat16):
-            return cut_off(values, source, wanted, rounding)
-        return torch.from_numpy(np.ascontiguousarray(values)).bfloat16().view(torch.uint16).numpy()
-
-    interpreter._convert_float = convert
-    try:
-        yield
-    finally:
-        interpreter._convert_float = cut_off
 
 
 class Operations(TorchDispatchMode):

@@ -12,7 +12,7 @@ from support import reference_case
 import scalebench
 from scalebench.advice.optima import optimum_law, optimum_laws
 from scalebench.advice.settings import unmodelled
-from scalebench.advice.vertex import joint_optimum, quadratic_optimum
+from scalebench.advice.vertex import joint_optimum
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 
@@ -61,7 +61,10 @@ def test_the_gain_is_the_scatter_of_the_joint_optimum_per_unit_noise() -> None:
 
 def test_one_column_is_the_parabola_of_a_single_sweep() -> None:
     x, loss = RATES, 2 + 0.1 * np.log(RATES / 2e-3) ** 2
-    assert joint_optimum(x[:, None], loss, ("lr",)) == (quadratic_optimum(x, loss),)
+    (optimum,) = joint_optimum(x[:, None], loss, ("lr",))
+    assert (optimum.x, optimum.loss) == pytest.approx((2e-3, 2))
+    low = slice(max(0, loss.argmin() - 2), loss.argmin() + 3)  # the best value and two on each side
+    assert optimum.curvature == pytest.approx(2 * np.polyfit(np.log(x[low]), loss[low], 2)[0], rel=1e-6)
 
 
 def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:

@@ -21,7 +21,7 @@ from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import COST_LAWS, choose_cost_law
 from scalebench.analysis.trials import training_flops
 from scalebench.laws import Fit
-from scalebench.reporting import picture, verdict, write
+from scalebench.reporting import conclusions, picture, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
 from scalebench.reporting.page import render_page
@@ -108,7 +108,7 @@ def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalys
     assert laws == {"step_time": "offset_linear", "memory": "offset_power", "flops": "offset_linear",
                     "checkpoint": "offset_linear"}  # fmt: skip
     assert series.memory.fit.parameters["p"] == pytest.approx(0.7, rel=1e-3)
-    sentence = next(line for line in verdict(study) if "of the tracked tensors" in line)
+    sentence = next(line for line in conclusions(study) if "of the tracked tensors" in line)
     assert "·N^p with p = 0.70" in sentence
     (exponent,) = [
         row[2][0] for row in parameters_table(study.series).rows if row[0][0] == "memory" and row[1][0] == "p"
@@ -138,7 +138,7 @@ def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, fo
     parameters = [row for row in table(page, "Fitted parameters.") if row[:2] == ["loss", "E"]]
     assert [row[2:4] for row in parameters] == [[value, interval]]
     stated = re.compile(r"\bE = ([\d.]+)(?: nats,)? \(?95 % interval ([\d.]+ to \d+\.\d+)")
-    assert stated.findall(text_of(" ".join(verdict(study)))) == [(value, interval)]
+    assert stated.findall(text_of(" ".join(conclusions(study)))) == [(value, interval)]
     captions = [pair for text in re.findall(r"<figcaption>([^<]*)", page) for pair in stated.findall(text)]
     assert captions == [(value, interval)]  # that of the profile
     assert set(stated.findall(page)) == {(value, interval)}
@@ -171,11 +171,11 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     monkeypatch.setattr(trends, "fit", counted_fit)
     for name in ("backtest", "bootstrap", "profile"):
         monkeypatch.setattr(Fit, name, counted(name, getattr(Fit, name)))
-    verdict(study)
+    conclusions(study)
     write([study], tmp_path / "page.html")
     after_page = fits.total(), calls.total()
     picture(study, tmp_path / "loss.png")
-    verdict(study)
+    conclusions(study)
     write([study], tmp_path / "again.html")
     assert set(fits.values()) == {1}
     assert len(fits) == 6  # loss of every size and of all but the largest, step time, memory, FLOPs, checkpoint

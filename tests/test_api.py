@@ -78,6 +78,7 @@ def test_a_fit_predicts_from_a_number_and_prints_one_line(results: Results) -> N
 
 
 @pytest.mark.parametrize("name", ["loss", "time", "memory", "residuals"])
+@pytest.mark.usefixtures("few_refits")
 def test_plots_return_axes(results: Results, name: str) -> None:
     axes = getattr(results.plot, name)()
     assert isinstance(axes, Axes)

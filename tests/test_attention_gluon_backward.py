@@ -149,7 +149,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
 
     def change(kind: str, *replacements: str) -> Any:
         source = Path(hopper_backward.__file__).read_text(encoding="utf-8")
-        split = source.index("def _score_differences")
+        split = source.index("def _mask_keys")
         parts = {"keys": source[:split], "queries": source[split:]}
         for old, new in zip(replacements[::2], replacements[1::2], strict=True):
             assert old in parts[kind], f"not in the source: {old}"

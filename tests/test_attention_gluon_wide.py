@@ -93,10 +93,8 @@ BROKEN_QUERIES = {
     "no wait for the own rows": ("    mbarrier.wait(own_full, 0)\n", ""),
     "wait for the scores too small": ("warpgroup_mma_wait(1, deps=(s, dp))", "warpgroup_mma_wait(2, deps=(s, dp))"),
     "mask off by one": ("bound = gl.minimum(bound, first_row + 1", "bound = gl.minimum(bound, first_row"),
-    "last tile not masked": ("if first_key + N > whole:", "if first_key > whole:"),
     "dQ of the wrong tile": (LAST_DQ, LAST_DQ.replace("before", "slot")),
     "one tile less": ("tiles = gl.cdiv(end, N)", "tiles = gl.cdiv(end - N, N)"),
-    "producer in the wrong phase": ("phase ^ 1)", "phase)"),
     "rows of two consumers only": ("mbarrier.init(done, count=CONSUMERS)", "mbarrier.init(done, count=2)"),
     "heads of the group mixed up": ("head // group, first_row", "head % group, first_row"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from scalebench.analysis.branches import branch_law, branches_of
 from scalebench.analysis.study import StudyAnalysis, analyse
-from scalebench.reporting import sections, verdict
+from scalebench.reporting import conclusions, sections
 from scalebench.reporting.page import render_page
 from scalebench.reporting.sections import branches
 from scalebench.store import Results
@@ -68,7 +68,7 @@ def test_branches_that_end_elsewhere_do_not_agree() -> None:
     branches = branches_of(study(shift=0.2))
     assert not any(place.within_noise for place in branches.places)
     assert all(place.equal == pytest.approx(0.2) for place in branches.places)
-    assert "do not agree everywhere" in " ".join(verdict(study(shift=0.2)))
+    assert "do not agree everywhere" in " ".join(conclusions(study(shift=0.2)))
 
 
 def test_what_is_saved_counts_the_run_that_is_branched_from_once() -> None:
@@ -92,7 +92,7 @@ def test_the_law_of_the_branches_takes_each_run_as_one_configuration(monkeypatch
 def test_the_section_says_all_of_it() -> None:
     analysed = study()
     assert sections.section_for(analysed) is branches.SECTION
-    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
+    text = " ".join(conclusions(analysed)).replace("\u00a0", " ")
     assert "The branches agree with runs from scratch within the noise of the seeds" in text
     assert "the same loss to the last bit (6 pairs)" in text
     assert "took 65.7 % of the FLOPs that runs from scratch to the same 3 lengths take: 34.3 % saved" in text
@@ -110,7 +110,7 @@ def test_the_page_has_the_table_of_differences() -> None:
 
 
 def test_without_runs_from_scratch_the_agreement_is_open() -> None:
-    text = " ".join(verdict(study(scratch=False)))
+    text = " ".join(conclusions(study(scratch=False)))
     assert "There are no runs from scratch of the same lengths" in text
     assert "agree with them is open" in text
     other = study(scratch_seeds=(0,))

@@ -134,6 +134,7 @@ def test_what_a_terminal_cannot_show_is_replaced() -> None:
         (("worth", "gflops.csv", "flops.csv"), "a multiplier of 1e-09"),
     ],
 )
+@pytest.mark.usefixtures("few_refits")
 def test_a_slip_of_units_is_one_line_of_doubt(command, monkeypatch, arguments: tuple[str, ...], doubt: str) -> None:
     folder = reference_case("16-unit-slips-unsaid")
     monkeypatch.chdir(folder)

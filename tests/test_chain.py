@@ -161,4 +161,4 @@ def test_weights_that_are_not_there_exit_2(
 
 def test_a_branch_of_another_familys_run_is_refused(base: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(base, tmp_path / "copied")
-    assert "is of family 'gpt', not 'mlp'" in refused(copied, BRANCH, "model.family=mlp")
+    assert "family 'gpt', not 'mlp'" in refused(copied, BRANCH, "model.family=mlp")

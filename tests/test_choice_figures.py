@@ -12,7 +12,7 @@ from report_support import page_text, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting import render, verdict
+from scalebench.reporting import conclusions, render
 from scalebench.reporting.figures.loss import loss_figure
 from scalebench.reporting.sections.choices import choice_sentences, choices_figure
 from scalebench.reporting.svg import canvas
@@ -59,7 +59,7 @@ def test_sizes_that_grow_are_no_choices() -> None:
 
 def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> None:
     results = Results(trials(LOSSES), (), {"o": {}})
-    first, near, *_ = verdict(analyse(results, "o"))
+    first, near, *_ = conclusions(analyse(results, "o"))
     assert first.startswith("Of 3 choices at 12.0\u00a0k parameters the lowest validation loss is that of muon (2.50")
     assert "the highest that of sgd (3.31" in first
     assert near == "Within noise of the lowest: adamw."
@@ -115,7 +115,7 @@ def more_data(seeds: int = 2) -> pd.DataFrame:
 @pytest.mark.slow
 def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     results = Results(more_data(), (), {"o": {}})
-    first, law, *_ = verdict(analyse(results, "o"))
+    first, law, *_ = conclusions(analyse(results, "o"))
     assert "as the data grew from 65.5\u00a0k to 2.10\u00a0M tokens or samples seen" in first
     assert law.startswith("The fitted law is L = E + B·D^−β")
     exponent = float(re.search(r"β = ([\d.]+)", law).group(1))
@@ -136,7 +136,7 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
 def test_a_law_without_intervals_says_so_once() -> None:
     frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000))
     frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)
-    text = " ".join(verdict(analysis(frame)))  # three sizes, three parameters
+    text = " ".join(conclusions(analysis(frame)))  # three sizes, three parameters
     assert text.count("zero degrees of freedom") == 1
     assert "α =" not in text  # what has no interval is no answer
     assert "interval no interval" not in text

@@ -270,7 +270,7 @@ def test_what_asv_measured_other_than_time_is_left_out_and_named(command, tmp_pa
         assert f"{name}: not a time, left out" in err
     del results["lists.time_sort"], results["lists.TimeSuite.time_tracked"]
     (tmp_path / "asv.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="of no times"):
+    with pytest.raises(InputError, match="measure no times"):
         read_benchmarks(tmp_path / "asv.json")
 
 

@@ -83,6 +83,16 @@ def test_the_written_table_is_of_todays_sources_and_lacks_nothing() -> None:
     assert compile_ahead.REPORT.with_suffix(".md").read_text() == compile_ahead.table(written())
 
 
+def test_gluon_kernels_meet_their_requirements_with_the_newer_assembler_too() -> None:
+    """``make gpu-carry`` fetches it: ``make kernels`` without it writes a table without this part."""
+    jobs, other = compile_ahead.gluon_jobs(compile_ahead.all_jobs()), written()["other_assembler"]
+    major, minor, _ = map(int, other["ptxas_version"].split("."))
+    assert (major, minor) >= (13, 3)
+    assert not [row for row in other["rows"] if row["failures"]]
+    assert {row["source"] for row in other["rows"]} == set(compile_ahead.sources(jobs).values())
+    assert [row["label"] for row in other["rows"]] == [job.label for job in jobs]
+
+
 @pytest.mark.slow
 def test_a_table_that_lacks_a_row_or_was_made_from_other_sources_is_out_of_date() -> None:
     jobs = compile_ahead.all_jobs()

@@ -81,22 +81,22 @@ def test_sharers_have_it_together_and_keep_out_who_wants_it_alone(start) -> None
 
 def test_another_name_is_another_lock_and_a_cpu_has_none(start, tmp_path: Path) -> None:
     assert said(start()) == "has it"
-    with DeviceLock("GPU-2", tmp_path).held(waiting=pytest.fail):
+    with DeviceLock("GPU-2", tmp_path).holding(waiting=pytest.fail):
         pass
     assert gpu_uuid(torch.device("cpu")) == ""
-    with DeviceLock("", tmp_path).held(waiting=pytest.fail):
+    with DeviceLock("", tmp_path).holding(waiting=pytest.fail):
         assert not (tmp_path / "scalebench-.lock").exists()
 
 
 def test_its_file_can_be_locked_by_whoever_may_only_read_it(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        with DeviceLock("GPU-1", tmp_path).held():
+        with DeviceLock("GPU-1", tmp_path).holding():
             pass
     finally:
         os.umask(before)
     assert (tmp_path / "scalebench-GPU-1.lock").stat().st_mode & 0o777 == 0o444
-    with DeviceLock("GPU-1", tmp_path).held():
+    with DeviceLock("GPU-1", tmp_path).holding():
         pass
 
 
@@ -123,14 +123,14 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
     write_json(run / "request.json", plan.request)
     folder = run / "process-0"
     folder.mkdir()
-    with DeviceLock("GPU-1", tmp_path).held():
+    with DeviceLock("GPU-1", tmp_path).holding():
         thread = threading.Thread(target=compare_process, args=([str(run), "0"],))
         thread.start()
-        while not (folder / "at.json").exists():
+        while not (folder / "phase.json").exists():
             time.sleep(0.02)
         time.sleep(0.5)
-        assert read_json(folder / "at.json")["phase"] == "waiting for the GPU"
-        assert sorted(path.name for path in folder.iterdir()) == ["at.json"]  # not even ceilings
+        assert read_json(folder / "phase.json")["phase"] == "waiting for the GPU"
+        assert sorted(path.name for path in folder.iterdir()) == ["phase.json"]  # not even ceilings
     thread.join(60)
     assert (folder / "case-0.json").exists()
 

@@ -28,6 +28,7 @@ from scalebench.running.planning import plan
 from scalebench.running.sweep import execute, survey
 from scalebench.running.worker import started, write_end
 from scalebench.study.sections import RunSection
+from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.ensemble import MOST_PARAMS
 from scalebench.workloads.ensemble_run import train_together
 
@@ -115,6 +116,11 @@ def test_a_wrong_value_is_refused_with_its_field(settings, message, tmp_path: Pa
         plan(small_study(tmp_path, *settings), tmp_path)
     value = settings[0].partition("=")[2] if settings[0].startswith("run") else "8"
     assert value.strip("[]").split(",")[0] in str(refusal.value)
+
+
+def test_only_the_workload_that_trains_together_declares_the_columns_of_it() -> None:
+    names = {name: {column.name for column in columns_of(name)} for name in WORKLOADS}
+    assert [name for name in WORKLOADS if "ensemble_size" in names[name]] == ["training"]
 
 
 def test_plan_says_what_is_trained_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from support import reference_case
 
-from scalebench.points.doubts import run_column, unit_doubts
 from scalebench.points.files import is_results, open_table
 from scalebench.points.table import read_columns
+from scalebench.points.table_warnings import run_column, unit_warnings
 
 SIZES = {"small": 1e6, "middle": 1e7, "large": 1e8}
 
@@ -194,21 +194,21 @@ LOSS = np.array([4.1, 3.4, 2.9, 2.5])
     ],
 )
 def test_units_that_look_slipped_are_one_line(changes: dict[str, object], part: str) -> None:
-    (line,) = unit_doubts({"params": PARAMS, "tokens": TOKENS, "loss": LOSS} | changes)
+    (line,) = unit_warnings({"params": PARAMS, "tokens": TOKENS, "loss": LOSS} | changes)
     assert part in line
 
 
 def test_sound_points_raise_no_doubt() -> None:
     sound = {"params": PARAMS, "tokens": TOKENS, "loss": LOSS, "flops": 8 * PARAMS * TOKENS}
-    assert unit_doubts(sound) == []
+    assert unit_warnings(sound) == []
     repeated = {name: np.repeat(values, 3) for name, values in sound.items()}
     noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(12)
-    assert unit_doubts(repeated | {"loss": repeated["loss"] * noise}) == []
+    assert unit_warnings(repeated | {"loss": repeated["loss"] * noise}) == []
 
 
 def test_two_evaluation_sets_in_one_table_are_named() -> None:
     twice = {"params": np.tile(PARAMS, 2), "tokens": np.tile(TOKENS, 2), "loss": np.concatenate([LOSS, LOSS * 1.4])}
-    (line,) = unit_doubts(twice)
+    (line,) = unit_warnings(twice)
     assert "differ by up to ×1.4 (4 of 4 inputs)" in line
 
 

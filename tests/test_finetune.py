@@ -157,7 +157,7 @@ def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
         (["finetune.method=lora", "finetune.implementation=compile"], "finetune.implementation: lora runs with"),
         (["finetune.batch_size=2", "finetune.accumulation=3"], "finetune.accumulation: 3 micro-batches"),
         (["from.optimizer_state=true"], "from.optimizer_state: fine-tuning does not continue"),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
     ],
 )
 def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:

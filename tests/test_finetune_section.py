@@ -13,7 +13,7 @@ from transfer_support import AMOUNTS, LENGTHS, SIZES, from_scratch, row, study, 
 from scalebench.analysis.finetuning import lora_against_full, tuned_alike
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.transfer import loss_from_scratch
-from scalebench.reporting import sections, verdict
+from scalebench.reporting import conclusions, sections
 from scalebench.reporting.outcomes import AGREES, UNTESTED
 from scalebench.reporting.page import render_page
 from scalebench.reporting.sections import finetune
@@ -58,7 +58,7 @@ def test_lora_is_compared_by_parent_and_seed(analysed: StudyAnalysis) -> None:
 
 def test_the_sentences_have_the_numbers(analysed: StudyAnalysis) -> None:
     assert sections.section_for(analysed) is finetune.SECTION
-    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
+    text = " ".join(conclusions(analysed)).replace("\u00a0", " ")
     assert re.search(r"Fine-tuned on 320 k tokens .*the loss goes from 4.000 to \d\.\d+ ± 0.00\d+ nats at 4,000", text)
     assert "from scratch" not in text.partition("The earlier training")[0]  # no run from scratch has as many tokens
     assert "The earlier training is worth, to a model that is fine-tuned on 80.0 k tokens" in text
@@ -85,7 +85,7 @@ def test_as_much_data_from_scratch_stands_beside_the_loss() -> None:
     loss = loss_from_scratch(planted, SIZES[0], LENGTHS[2])
     assert loss == pytest.approx(from_scratch(SIZES[0], LENGTHS[2]))
     assert np.isnan(loss_from_scratch(planted, SIZES[0], 123.0))
-    assert f"(from scratch {loss:.3f})" in verdict(planted)[0]
+    assert f"(from scratch {loss:.3f})" in conclusions(planted)[0]
 
 
 def test_findings_need_their_trials(analysed: StudyAnalysis) -> None:
@@ -94,7 +94,7 @@ def test_findings_need_their_trials(analysed: StudyAnalysis) -> None:
     assert law.low < 0.6 < law.high
     alone = analyse(results(scratch=False), "tuned")
     assert finetune.outcome(alone).findings[0].verdict == UNTESTED
-    assert "No law of transfer: there are no training runs from scratch" in " ".join(verdict(alone))
+    assert "No law of transfer: there are no training runs from scratch" in " ".join(conclusions(alone))
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_one_seed_of_lora_makes_no_claim() -> None:
             trial_id=f"{method}{n}")
         for n in SIZES[:2] for method in ("full", "lora")
     ]  # fmt: skip
-    text = " ".join(verdict(analyse(Results(pd.DataFrame(rows), (), {"one": {}}), "one"))).replace("\u00a0", " ")
+    text = " ".join(conclusions(analyse(Results(pd.DataFrame(rows), (), {"one": {}}), "one"))).replace("\u00a0", " ")
     assert "(trains 25.0 % of the parameters)" in text
     assert "nats from all weights at 4,000 parameters (one seed, so its noise is unknown)" in text
     assert "within noise" not in text
@@ -127,7 +127,7 @@ def test_a_head_of_classes_is_shown_by_its_scores() -> None:
         for n in SIZES for seed in range(3)
     ]  # fmt: skip
     analysed = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
-    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
+    text = " ".join(conclusions(analysed)).replace("\u00a0", " ")
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
     assert "82.0 ± 1.2 % (macro F1 0.750)" in text
     assert "transfer" not in text

@@ -245,7 +245,7 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
     [
         (['from.where="seed == 7"'], "matches 'seed == 7'; its trials have seed 0"),
         (['from.where="sead == 0"'], "from.where: "),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
     ],
 )
 def test_the_command_is_left_out_where_running_the_parents_does_not_help(
@@ -267,7 +267,7 @@ def test_the_command_is_left_out_where_running_the_parents_does_not_help(
         (["from.results=r"], 'from: needs either study = "NAME" or results = "PATH"'),
         (['from.where="import os"'], "from.where: "),
         (["name=parent"], "from.study: a study cannot start from its own trials"),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
         (["model.params=1e4"], "model.params: with [from] a model has the size of its parent"),
         (["model.width=24"], "do not fit another width"),
         (["from.optimizer_state=true", "train.optimizer=lion"], "train.optimizer: the parent's state is that of adamw"),

@@ -131,7 +131,7 @@ def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, com
     assert err == f"--trial: {small} kept no weights; run its study with --set run.checkpoint=true\n"
     code, _, err = command("generate", results / "kept", "--trial", quantised, "--prompt", "abc")
     assert code == 2
-    assert err.startswith(f"--trial: {quantised} is of family mlp, which cannot generate text (families that can: gpt")
+    assert err.startswith(f"--trial: {quantised} has family mlp, which cannot generate text (families that can: gpt")
     code, _, err = command("generate", results / "story", "--trial", story[:-1] + "x", "--prompt", "abc")
     assert code == 2
     assert f"did you mean {story!r}?" in err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from scalebench.workloads.checkpointing import recompute_blocks
@@ -122,6 +121,8 @@ def test_a_cleared_gradient_is_replaced_whatever_ran_before(order: str) -> None:
 def test_compiled_blocks_and_models_give_the_same_sums_from_one_compilation(backend: str, whole: bool) -> None:
     plain, compiled = Model(True), Model(True)
     expected = gradients(plain, WorkingCopy(plain, torch.bfloat16, sum_in_products=True).module, 2)
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes a second to import
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     copy = WorkingCopy(compiled, torch.bfloat16, sum_in_products=True)

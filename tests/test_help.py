@@ -43,14 +43,15 @@ def marked(lines: Iterable[str]) -> list[Any]:
     ]
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README gives: its tables, results of a study, a fit."""
+    folder = tmp_path_factory.mktemp("given")
     for name, text in readme_tables().items():
-        (tmp_path / name).write_text(text)
+        (folder / name).write_text(text)
     for name in ("results/demo", "mine/demo", "old-results", "new-results"):
-        write_study(tmp_path / name, planted())
-    return tmp_path
+        write_study(folder / name, planted())
+    return folder
 
 
 def runnable(line: str, folder: Path) -> list[str]:
@@ -137,10 +138,11 @@ def test_json_is_a_flag_everywhere() -> None:
 
 
 @pytest.mark.parametrize("name", marked(name for name in EXAMPLES if name not in (*TORCH, DROP)))
-def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> None:
+@pytest.mark.usefixtures("few_refits")
+def test_the_example_of_a_command_runs(command, copied: Path, name: str) -> None:
     if name in ("predict", "next"):
-        assert command(*runnable(EXAMPLES["fit"], prepared))[0] == 0
-    code, _, err = command(*runnable(EXAMPLES[name], prepared))
+        assert command(*runnable(EXAMPLES["fit"], copied))[0] == 0
+    code, _, err = command(*runnable(EXAMPLES[name], copied))
     assert code == 0, err
 
 
@@ -152,17 +154,18 @@ def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, na
     assert code == 0, err
 
 
-def test_the_examples_that_need_a_trained_model_are_read(prepared: Path) -> None:
+def test_the_examples_that_need_a_trained_model_are_read(copied: Path) -> None:
     """The demo takes minutes (tests/test_demo.py checks what it made), and generate needs weights."""
     for name in ("demo", "generate", DROP):
-        app.parse_args(runnable(EXAMPLES[name], prepared), exit_on_error=False, print_error=False)
+        app.parse_args(runnable(EXAMPLES[name], copied), exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize("line", marked(readme_commands()))
+@pytest.mark.usefixtures("few_refits")
 def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(
-    command, prepared: Path, line: str, request: pytest.FixtureRequest
+    command, copied: Path, line: str, request: pytest.FixtureRequest
 ) -> None:
-    words = runnable(line, prepared)
+    words = runnable(line, copied)
     if words[0] == "run":
         request.getfixturevalue("forked_trials")
     if words[0] in ("demo", "compare", "generate", "doctor"):  # minutes, or weights
@@ -173,6 +176,6 @@ def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(
     if words[0] in ("plan", "run"):
         assert command("new", "study", "mlp", "-o", "mine.toml")[0] == 0
         words += ["--set", "train.steps=2", "--set", "model.params=1000"] if words[0] == "run" else []
-        shutil.rmtree(prepared / "results")
+        shutil.rmtree(copied / "results")
     code, _, err = command(*words)
     assert code == 0, err

@@ -87,6 +87,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
 )
+@pytest.mark.usefixtures("few_refits")
 def test_json_is_one_object_of_the_command(command, folder: Path, monkeypatch, case: str) -> None:
     words = CASES[case]
     monkeypatch.chdir(folder)

@@ -158,6 +158,7 @@ def test_another_law_is_flagged_and_the_right_one_seldom():
     assert rightly >= 36
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_lack_of_fit_needs_replicates():
     alone = fit(power_points(noise=0.01))
     with pytest.raises(FitRefused, match="no replicates"):

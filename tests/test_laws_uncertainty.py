@@ -148,6 +148,7 @@ def test_config_column_sets_the_clusters():
     assert fit({**points, "config": np.arange(12)}).n_configurations == 12
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_unknown_questions_are_refused():
     fitted = fit(study(np.random.default_rng(0)))
     with pytest.raises(FitRefused, match="'gamma' is not a parameter; those of power are E, A, alpha"):
@@ -175,12 +176,14 @@ def test_backtest_predicts_the_largest_size_from_the_smaller():
     assert forecast.interval[0] < forecast.measured < forecast.interval[1]
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_rolling_backtest_stops_where_too_few_sizes_are_left():
     forecasts = fit(study(np.random.default_rng(6))).backtest("rolling").forecasts
     np.testing.assert_allclose([h.size for h in forecasts], SIZES[3:])  # three smaller sizes carry three parameters
     assert [h.inside_interval is None for h in forecasts] == [True, False, False]
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_sizes_that_differ_by_rounding_are_held_out_together():
     rng = np.random.default_rng(0)
     sizes = np.geomspace(1e6, 1e9, 8)

@@ -90,6 +90,7 @@ def test_optimal_for_limited_data_fits_points_and_refuses_what_it_cannot_answer(
     assert (code, err) == (2, "p.csv: flops is 1e+21, unique_tokens is -1.0; both need a positive number\n")
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
     table = budgets()
     table.assign(small=0.8 * table["N"], C=6.5 * table["N"] * table["D"]).to_csv("p.csv", index=False)
@@ -129,6 +130,7 @@ def test_parameters_of_one_count_are_not_passed_off_as_the_other(command) -> Non
         assert "column 'params_non_embedding' is missing" in rows["non_embedding", flops]["refused"]
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_approach_1_reads_training_curves(command) -> None:
     rows = []
     for n in np.geomspace(1e6, 1e9, 13):

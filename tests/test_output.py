@@ -78,6 +78,7 @@ def test_commands_fit_eighty_columns_in_a_pipe(command, monkeypatch, arguments: 
     assert {line for line in out.splitlines() if len(line) > 80} == set()
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_fits_and_optima_fit_eighty_columns(command, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)

@@ -257,7 +257,7 @@ MLP = 'schema = 1\nname = "m"\n[model]\nfamily = "{}"\nparams = [200, 300]\n'
         (
             "gpt",
             ["train.implementation=fused", "train.precision=bfloat16", "train.graph=step", "train.device=cpu"],
-            "train.graph: a step is captured as a CUDA graph, which a CPU has none of",
+            "train.graph: a step is captured as a CUDA graph, which a CPU does not have",
         ),
         ("mlp", ["workload=inference", "inference.implementation=sdpa"], "inference.implementation: mlp has no"),
     ],

@@ -211,6 +211,22 @@ def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
     assert "data: refused: power does not depend on tokens" in out
 
 
+@pytest.fixture(scope="module")
+def misread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two studies, a fit of a law of two inputs, and fits that cannot be read."""
+    folder = tmp_path_factory.mktemp("misread")
+    for name in ("a", "b"):
+        write_study(folder / "results" / name, planted())
+    (folder / "no.json").write_text("{}")
+    n, d = (axis.ravel().tolist() for axis in np.meshgrid([1e6, 1e7, 1e8], [1e8, 1e9, 1e10]))
+    loss = [1.7 + 400 * a**-0.34 + 410 * b**-0.28 for a, b in zip(n, d, strict=True)]
+    two = {"law": "chinchilla", "points": {"params": n, "tokens": d, "loss": loss}}
+    settings = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}}
+    (folder / "two.json").write_text(json.dumps(two | settings))
+    (folder / "bad.json").write_text(json.dumps({"law": "power", "points": {}} | settings))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -229,16 +245,8 @@ def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
         (("results/a", "--params", "1e6", "--where", "exec('1') == family"), "is not allowed"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
-    write_study(tmp_path / "results" / "a", planted())
-    write_study(tmp_path / "results" / "b", planted())
-    (tmp_path / "no.json").write_text("{}")
-    n, d = (axis.ravel().tolist() for axis in np.meshgrid([1e6, 1e7, 1e8], [1e8, 1e9, 1e10]))
-    loss = [1.7 + 400 * a**-0.34 + 410 * b**-0.28 for a, b in zip(n, d, strict=True)]
-    two = {"law": "chinchilla", "points": {"params": n, "tokens": d, "loss": loss}}
-    settings = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}}
-    (tmp_path / "two.json").write_text(json.dumps(two | settings))
-    (tmp_path / "bad.json").write_text(json.dumps({"law": "power", "points": {}} | settings))
+def test_bad_input_is_one_line_and_exit_code_2(command, monkeypatch, misread: Path, arguments, expected: str) -> None:
+    monkeypatch.chdir(misread)
     code, _, err = command("predict", *arguments)
     assert code == 2
     (line,) = err.strip().splitlines()

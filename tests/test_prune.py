@@ -119,7 +119,7 @@ def test_what_was_pruned_stays_zero_while_the_model_is_trained(optimizer: str) -
     model = model_of("gpt", **GPT)
     masks = prune_weights(model, "magnitude-layer", 0.5, 0)
     before = {path: weight.detach().clone() for path, weight in weights_of(model).items()}
-    defaults = {name: values[0] for name, values in TrainSection().given().items() if name != "device"}
+    defaults = {name: values[0] for name, values in TrainSection().filled_fields().items() if name != "device"}
     spec = TrainSpec.model_construct(
         **defaults | {"optimizer": optimizer, "learning_rate": 0.01, "weight_decay": 0.1, "steps": 3}
     )

@@ -248,7 +248,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
         ),
         (["from.optimizer_state=true"], "from.optimizer_state: pruning does not continue"),
         (["model.hidden=8"], "model: hidden = 8: the weights of "),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
         (["from.where=seed == 7"], "from"),
     ],
 )

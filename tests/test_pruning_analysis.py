@@ -154,7 +154,7 @@ def test_two_seeds_carry_no_claim_about_equal_bytes():
     for seeds in (2, 3):
         better = rows(factor=0.0, seeds=seeds, scatter=1e-4)
         better["validation_loss_nats"] += -np.log10(better["density"]) - 0.1
-        (sentence,) = (text for text in SECTION.verdict(study(better)) if "equal packed bytes" in text)
+        (sentence,) = (text for text in SECTION.conclusions(study(better)) if "equal packed bytes" in text)
         counts[seeds] = sentence
     assert "clearly lower loss at none of" in counts[2]
     assert "clearly lower loss at 4 of 4" in counts[3]
@@ -203,15 +203,15 @@ def test_the_law_is_refused_where_the_design_does_not_support_it():
 
 
 def test_the_section_answers_the_question_of_size_with_its_noise():
-    sentences = " ".join(SECTION.verdict(study(rows(exponent=-0.3, scatter=0.005), rows("random", factor=3.0))))
+    sentences = " ".join(SECTION.conclusions(study(rows(exponent=-0.3, scatter=0.005), rows("random", factor=3.0))))
     assert "magnitude-global: larger models tolerate more pruning" in sentences
     assert "over 12 models" in sentences
     assert "random: " not in sentences  # the control answers no question of its own
     assert "Pruning at random loses more than magnitude-global" in sentences
     assert "masked models have as many bytes as the unpruned ones and take 1.00 times as long" in sentences
-    smaller = " ".join(SECTION.verdict(study(rows(exponent=0.3, scatter=0.005))))
+    smaller = " ".join(SECTION.conclusions(study(rows(exponent=0.3, scatter=0.005))))
     assert "larger models tolerate less pruning" in smaller
-    gentle = " ".join(SECTION.verdict(study(rows(factor=0.01))))
+    gentle = " ".join(SECTION.conclusions(study(rows(factor=0.01))))
     assert "0 of 12 models lose more than 0.1 nats" in gentle
 
 
@@ -247,5 +247,5 @@ def test_published_findings_are_judged_by_the_effect_and_its_noise():
 
 def test_a_study_whose_trials_all_failed_is_still_shown():
     failed = study(rows().assign(status="failed"))
-    assert "No conclusion" in SECTION.verdict(failed)[0]
+    assert "No conclusion" in SECTION.conclusions(failed)[0]
     assert SECTION.build(failed, "s", Room(10**6)).problems.rows

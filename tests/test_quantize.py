@@ -225,7 +225,7 @@ def test_a_file_that_changed_is_refused(attempt: Path) -> None:
         (["quantize.scheme=int4-weight-only", "quantize.group_size=16"], "groups of 32, 64, 128"),
         (["quantize.implementation=compile"], "quantize.implementation: unknown 'compile'"),
         (["from.optimizer_state=true"], "from.optimizer_state: quantisation does not continue"),
-        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.family=mlp"], "family 'gpt', not 'mlp'"),
     ],
 )
 def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:

@@ -173,7 +173,7 @@ def test_one_run_tells_no_noise() -> None:
 
 def test_the_verdict_answers_whether_longer_trained_and_larger_models_lose_more(study: StudyAnalysis) -> None:
     assert section_for(study) is quantize.SECTION
-    longer, larger, losses, law, costs, *_ = quantize.SECTION.verdict(study)
+    longer, larger, losses, law, costs, *_ = quantize.SECTION.conclusions(study)
     assert longer.startswith("Models trained longer lose more at 2 bits (+")
     assert "lose less at 2 bits (−" in larger
     assert "at int8-weight-only the noise between runs hides any change" in larger
@@ -185,7 +185,7 @@ def test_the_verdict_answers_whether_longer_trained_and_larger_models_lose_more(
 
 def test_times_of_trials_that_shared_the_machine_are_in_no_sentence(study: StudyAnalysis) -> None:
     rows = study.rows.assign(timing_exclusive=False)
-    costs = quantize.SECTION.verdict(StudyAnalysis("q", study.definition, rows))[4]
+    costs = quantize.SECTION.conclusions(StudyAnalysis("q", study.definition, rows))[4]
     assert "25 % of the bytes" in costs
     assert "latency" not in costs
 
@@ -195,7 +195,7 @@ def test_without_a_clear_level_the_verdict_says_so() -> None:
     rows = [
         row(n, s, DATA[0], 0.1 + 0.01 * rng.standard_normal(), bits=b) for n in SIZES for s in range(3) for b in BITS
     ]
-    lead, *_ = quantize.SECTION.verdict(analysed(rows))
+    lead, *_ = quantize.SECTION.conclusions(analysed(rows))
     assert "lose neither more nor less at any of 4 levels, beyond the noise between 9 runs" in lead
 
 
@@ -221,11 +221,11 @@ def test_the_page_has_the_figures_the_bytes_and_the_law(study: StudyAnalysis) ->
 
 def test_a_study_of_one_size_and_no_seeds_is_shown() -> None:
     few = [row(2_000, 0, DATA[0], loss, bits=bits) for bits, loss in ((2, 0.4), (8, -0.001))]
-    lead, law, *_ = quantize.SECTION.verdict(analysed(few))
+    lead, law, *_ = quantize.SECTION.conclusions(analysed(few))
     assert "2 bits 0.40000\xa0±\xa00.00010 nats, 8 bits −0.00100" in lead
     assert "not fitted" in law
     failed = [r | {"status": "unsupported", "loss_added_nats": None} for r in few]
-    assert quantize.SECTION.verdict(analysed(failed)) == (
+    assert quantize.SECTION.conclusions(analysed(failed)) == (
         "No conclusion: none of the 2 recorded trials ended ok with valid numbers.",
     )
     assert "Fewer bits" in render(results(failed, {"title": "Fewer bits", "workload": "quantize"}))

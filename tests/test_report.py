@@ -29,7 +29,7 @@ from report_support import (
 )
 
 from scalebench.analysis.study import analyse
-from scalebench.reporting import render, report, verdict
+from scalebench.reporting import conclusions, render, report
 from scalebench.store import Results, new_attempt, read_results, write_json, write_record
 
 
@@ -184,7 +184,7 @@ def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
-    lead, *others = verdict(analyse(results, "synthetic"))
+    lead, *others = conclusions(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page
     assert len(others) == 5
     assert all(html.escape(sentence).replace("&#x27;", "&#39;") in page for sentence in others)

@@ -19,7 +19,7 @@ from report_support import STUDY, Outline, all_planned, changed, page_of_alike, 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.pareto import pareto_front
 from scalebench.analysis.study import StudyAnalysis, analyse
-from scalebench.reporting import render, verdict
+from scalebench.reporting import conclusions, render
 from scalebench.reporting.fit_tables import ranking_table
 from scalebench.reporting.page import ids
 from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, tick
@@ -91,7 +91,7 @@ def series_of(n: int) -> Results:
 @pytest.mark.slow
 def test_many_series_have_six_bullets_at_most_and_one_ranking() -> None:
     study = analyse(series_of(9), "synthetic")
-    lead, *bullets = verdict(study)
+    lead, *bullets = conclusions(study)
     assert lead
     assert len(bullets) == 6
     assert bullets[-1] == "All 108 recorded trials ended ok."

@@ -12,7 +12,7 @@ from report_support import STUDY, all_planned, synthetic
 from scalebench.analysis.series import BEST_FITTED, MOST_FITTED, ranked, to_fit
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import MAX_POINTS, choose_cost_law
-from scalebench.reporting import verdict
+from scalebench.reporting import conclusions
 from scalebench.reporting.end_labels import apart
 from scalebench.reporting.figures.base import styles_of
 from scalebench.reporting.figures.costs import efficiency_figure, memory_figure
@@ -118,7 +118,7 @@ def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
 
 
 def test_the_verdict_on_many_series_names_the_lowest(twelve: StudyAnalysis) -> None:
-    lead, *bullets = verdict(twelve)
+    lead, *bullets = conclusions(twelve)
     assert "12 series" in lead
     assert "way 00" in lead
     assert "No other is within noise" in bullets[0]
@@ -207,7 +207,7 @@ def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
 def test_a_description_says_what_is_drawn() -> None:
     with canvas("x") as marks:
         loss_figure(marks, analyse(synthetic(), "synthetic"))
-    text = marks.shown()
+    text = marks.description()
     assert text.startswith("Validation loss (nats) against size N (non-embedding parameters).")
     assert "12 marks from 1,536 parameters, seed 0: 2.1" in text.replace("\u00a0", " ")
 

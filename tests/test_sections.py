@@ -12,7 +12,7 @@ import pytest
 from report_support import broken, changed, page_text, recorded, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse, analyse_all
-from scalebench.reporting import picture, render, sections, verdict
+from scalebench.reporting import conclusions, picture, render, sections
 from scalebench.reporting.figures import costs
 from scalebench.reporting.sections import inference, training
 from scalebench.reporting.sections.common import Column, StudySection, axes_table, workload_of
@@ -80,7 +80,7 @@ def test_another_workload_is_shown_by_the_columns_that_it_declares() -> None:
     text = render(audit())
     titles = re.findall(r"<h[23]>(.*?)</h[23]>", text)
     assert titles == ["Audit time against size", "Canaries against size"]
-    (first, *_), plain = verdict(analyse(audit(), "audit")), html.unescape(text).replace("\u00a0", " ")
+    (first, *_), plain = conclusions(analyse(audit(), "audit")), html.unescape(text).replace("\u00a0", " ")
     assert first.replace("\u00a0", " ") == "Audit time is 4.00 ms at 1,000 parameters and 64.0 ms at 16.0 k parameters."
     for cell in ("time to audit all weights", "what the audit concluded", "canaries found <in> the weights"):
         assert f">{html.escape(cell)}<" in text
@@ -125,7 +125,7 @@ def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(sections, "SECTIONS", entries)
     study = analyse(audit(), "audit")
     assert sections.section_for(study) is section
-    assert verdict(study) == ["6 audits.", "All 6 recorded trials ended ok."]
+    assert conclusions(study) == ["6 audits.", "All 6 recorded trials ended ok."]
     text = render(audit())
     assert re.findall(r"<h[23]>(.*?)</h[23]>", text) == ["The canaries"]
     assert "<p>audit's birds</p>" in text
@@ -156,7 +156,7 @@ def test_the_results_of_a_run_name_the_workload(tmp_path: Path) -> None:
 def test_every_study_has_a_kind_of_section(results: Results) -> None:
     for study_results in [results, audit(), *broken(results).values()]:
         for study in analyse_all(study_results):
-            assert sections.section_for(study).verdict(study)
+            assert sections.section_for(study).conclusions(study)
 
 
 # --- figures that cannot be drawn ------------------------------------------------------------------------------------

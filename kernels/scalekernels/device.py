@@ -23,8 +23,7 @@ class Unsupported(RuntimeError):  # noqa: N818 - a state of the machine, recorde
 def unavailable_reason() -> str | None:
     """Return why the fused kernels cannot be used here, or None when they can.
 
-    ``TRITON_INTERPRET=1``, set before this package is imported, runs them on a CPU, slowly; conversions to bfloat16 cut
-    bits off there, where a GPU rounds to nearest.
+    ``TRITON_INTERPRET=1``, set before this package is imported, runs them on a CPU, slowly.
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"

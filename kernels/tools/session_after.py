@@ -17,13 +17,6 @@ STUDIES = Path(__file__).with_name("after_training")
 BASE = "base"
 CHILDREN = ("prune", "quantize", "int4", "finetune", "distill")
 ENDED = re.compile(r"[0-9a-f]{16} (unsupported|failed|oom|diverged|timeout|killed): ")  # a trial that is not ok
-# A rehearsal on a CPU takes the same way with less work; it has no fused kernels.
-REHEARSED = {
-    "base": ("model.width=64", "model.heads=4", "model.head_dim=16", "model.hidden=128", "train.steps=2"),
-    "int4": ("quantize.group_size=32",),
-    "finetune": ("finetune.steps=2",),
-    "distill": ("distill.steps=2", "distill.implementation=sdpa"),
-}
 
 
 def after_training(session: Session) -> str:
@@ -37,9 +30,8 @@ def after_training(session: Session) -> str:
 
 def run(session: Session, name: str) -> str:
     """Run one of the studies and return how its trials ended; ``RuntimeError`` with why any are not ok."""
-    settings = REHEARSED.get(name, ()) if session.device == "cpu" else ()
     try:
-        printed = output_of(session, str(STUDIES / f"{name}.toml"), 1, settings)
+        printed = output_of(session, str(STUDIES / f"{name}.toml"), 1)
     except ProgramFailedError as error:
         reasons = [line.partition(" ")[2] for line in error.output.splitlines() if ENDED.match(line)]
         raise RuntimeError("; ".join(dict.fromkeys(reasons)) or str(error)) from None

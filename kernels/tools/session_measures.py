@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import session_rehearsed
 from session import ProgramFailedError, Session, Step
 
 Shape = Mapping[str, Any]
@@ -171,12 +172,15 @@ def tables_step(tables: Sequence[Table]) -> Any:
 
 def compare(session: Session, table: Table) -> str:
     """Measure a table and return a short summary; the comparison ends itself before the deadline."""
-    shapes = [word for shape in table.shapes for word in ("--shapes", written(shape))]
+    if session.device == "cpu":
+        shapes = [session_rehearsed.SHAPES[table.operation]]
+        table = replace(table, shapes=shapes, providers="eager", baseline="eager", seconds=0.02)
+    words = [word for shape in table.shapes for word in ("--shapes", written(shape))]
     options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
     options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
     options += ["--results", session.work / "results", "--minutes", max(1.0, session.left_s() - CLOSING_S) / 60]
     try:
-        output = session.python("-m", "scalebench.cli.app", "compare", table.operation, *shapes, *options)
+        output = session.python("-m", "scalebench.cli.app", "compare", table.operation, *words, *options)
     except ProgramFailedError as error:
         raise RuntimeError(verdict(error.output) or str(error)) from None
     return f"{len(output.splitlines())} lines"
@@ -217,8 +221,9 @@ def study(session: Session, name: str, jobs: int) -> str:
     return output_of(session, name, jobs)[-600:]
 
 
-def output_of(session: Session, name: str, jobs: int, settings: Sequence[str] = ()) -> str:
-    """Run a study, with these of its fields overridden, and return what it printed."""
+def output_of(session: Session, name: str, jobs: int) -> str:
+    """Run a study by its name or path, and return what it printed."""
+    settings = session_rehearsed.STUDIES.get(Path(name).stem, ()) if session.device == "cpu" else ()
     options = ["--jobs", jobs, "--results", session.work / "results"]
     options += [word for setting in settings for word in ("--set", setting)]
     return session.python("-m", "scalebench.cli.app", "run", name, *options)
@@ -226,6 +231,8 @@ def output_of(session: Session, name: str, jobs: int, settings: Sequence[str] = 
 
 def profiles(session: Session) -> str:
     """Profile training steps of some sizes and implementations."""
+    if session.device == "cpu":
+        return "needs a GPU"
     return together(session, {f"{name} {width}": partial(profile, session, name, width) for name, width in PROFILES})
 
 

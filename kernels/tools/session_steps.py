@@ -272,6 +272,8 @@ def coverage(session: Session) -> dict[str, Any]:
 
 def tuning(session: Session, quick: bool = False) -> str:
     """Time the candidates of every tunable kernel, alone on the device; later steps use the fastest."""
+    if session.device == "cpu":
+        return "needs a GPU"
     output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
     try:
         session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))

@@ -126,8 +126,8 @@ def _off(surface: Fit, columns: Mapping[str, Array], neighbours: int | None, wei
 
 def _bias(off: Array, columns: Mapping[str, Array]) -> Bias:
     log = np.log(float(columns["flops"].max()))
-    at, beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
-    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), at, beyond)
+    off_there, off_beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
+    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), off_there, off_beyond)
 
 
 def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:

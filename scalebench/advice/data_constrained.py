@@ -101,7 +101,7 @@ def _vertex(columns: Mapping[str, Array], levels: Array, product: float, unique_
     with np.errstate(divide="ignore", invalid="ignore"):  # a refit may switch a term off: its optimum is not finite
         curves = LAW.predict(columns, _logs(levels, product, unique_tokens))
     best, rows = np.clip(curves.argmin(axis=1), 1, len(levels) - 2), np.arange(len(curves))
-    below, at, above = (curves[rows, best + side] for side in (-1, 0, 1))
-    bend = below - 2 * at + above
+    below, lowest, above = (curves[rows, best + side] for side in (-1, 0, 1))
+    bend = below - 2 * lowest + above
     shift = np.clip(np.where(bend > 0, (below - above) / (2 * np.where(bend > 0, bend, 1.0)), 0.0), -1, 1)
-    return levels[best] + shift * (levels[1] - levels[0]), at - shift * (below - above) / 4
+    return levels[best] + shift * (levels[1] - levels[0]), lowest - shift * (below - above) / 4

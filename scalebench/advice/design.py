@@ -136,9 +136,10 @@ class _Problem:
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
         logs = read_inputs(fit.law, candidates)
-        at = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
-        named, noise = {name: float(np.exp(log[0])) for name, log in goal.items()}, estimate_noise(fit)
-        return _Problem(fit, noise, named, logs, _cost(candidates), whitened(fit, noise, at[0]), at[1], at[2][0])
+        derivatives = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
+        target, noise = {name: float(np.exp(log[0])) for name, log in goal.items()}, estimate_noise(fit)
+        measured = whitened(fit, noise, derivatives[0])
+        return _Problem(fit, noise, target, logs, _cost(candidates), measured, derivatives[1], derivatives[2][0])
 
     def inverse(self, rows: tuple[int, ...] = ()) -> Array:
         """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
@@ -220,11 +221,13 @@ class _Problem:
         1 where the prediction has no variance.
         """
         goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
-        measured, new, at = (_derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal))
+        measured, new, at_target = (
+            _derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal)
+        )
         measured = whitened(self.fit, self.noise, measured)
         information = measured.swapaxes(1, 2) @ measured
         before, after = (
-            (at @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at.swapaxes(1, 2))[:, 0, 0]
+            (at_target @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at_target.swapaxes(1, 2))[:, 0, 0]
             for each in (information, information + new.swapaxes(1, 2) @ new)
         )
         return np.asarray(np.divide(after, before, out=np.ones_like(before), where=before > 0))

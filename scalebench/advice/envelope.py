@@ -59,10 +59,10 @@ class _Curves:
         sizes, losses, tokens = [], [], []
         for _, rows in groups({"run": code}, ("run",)):
             order = np.flatnonzero(rows)[np.argsort(log[rows], kind="stable")]
-            seen = {"left": np.nan, "right": np.nan}
+            outside = {"left": np.nan, "right": np.nan}
             sizes.append(np.log(columns["params"][order]).mean())
-            losses.append(np.interp(levels, log[order], columns["loss"][order], **seen))
-            tokens.append(np.interp(levels, log[order], np.log(columns["tokens"][order]), **seen))
+            losses.append(np.interp(levels, log[order], columns["loss"][order], **outside))
+            tokens.append(np.interp(levels, log[order], np.log(columns["tokens"][order]), **outside))
         return _Curves(levels, np.array(sizes), np.array(losses), np.array(tokens))
 
     def line(self, chosen: Any) -> Array:

@@ -65,9 +65,9 @@ class LinearFit:
         """Student-t interval of row @ coefficients."""
         from scipy.special import stdtrit  # lazily: scipy.stats takes a second to import
 
-        at = np.asarray(row, dtype=np.float64)
-        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(at @ self.covariance @ at)
-        return float(at @ self.coefficients - half), float(at @ self.coefficients + half)
+        regressors = np.asarray(row, dtype=np.float64)
+        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(regressors @ self.covariance @ regressors)
+        return float(regressors @ self.coefficients - half), float(regressors @ self.coefficients + half)
 
     def draws(self, n: int, seed: int) -> Array:
         """Coefficients of `n` simulated studies, [n, k], multivariate t: the parametric bootstrap of a line."""
@@ -168,7 +168,7 @@ def optimum_laws(
     columns = positive_columns(points, (*against, *optimised, "loss"))
     by_group, refused = joint_sweep_optima(columns, optimised, against, neighbours)
     if len(by_group) <= len(against) + 1:
-        why = f" (one has none: {refused[0][1]})" if refused else ""
+        why = f" (one was refused: {refused[0][1]})" if refused else ""
         raise FitRefused(
             f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {' and '.join(optimised)} have an interior "
             f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"

@@ -18,9 +18,9 @@ def unmodelled(
     """Map each setting that varies within a sweep to its values there.
 
     `settings` are the other columns of a table, each [n], `sweep` [n] numbers the rows' sweeps and `optimised` are the
-    swept columns. A setting whose values stand in several rows of a sweep, as those of a grid do, moves the loss behind
-    the back of the law. Not so a column that is unique in each row (a result, the name of a run), one that follows a
-    swept column one to one (a rate in another unit), or the names in `REPLICATES`.
+    swept columns. A setting whose values occur in several rows of a sweep, as those of a grid do, changes the loss
+    without being in the law; not so a column that is unique in each row (a result, the name of a run), one that follows
+    a swept column one to one (a rate in another unit), or the names in `REPLICATES`.
     """
     numbered, swept = np.asarray(sweep), [_codes(column) for column in optimised]
     varied = {}
@@ -63,6 +63,6 @@ def _is_measured(values: NDArray[Any]) -> bool:
 
 
 def setting_line(name: str, values: Sequence[str]) -> str:
-    """Return what is wrong with a setting that varies within a sweep."""
+    """Return the error message for a setting that varies within a sweep."""
     more = ", …" if len(values) > SHOWN else ""
     return f"column {name!r} takes {len(values)} values within a sweep ({', '.join(values[:SHOWN])}{more})"

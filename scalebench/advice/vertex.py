@@ -40,11 +40,6 @@ class Optimum:
         return asdict(self)
 
 
-def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
-    """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss; see `joint_optimum`."""
-    return joint_optimum(np.asarray(x, dtype=np.float64)[:, None], loss, ("x",), neighbours)[0]
-
-
 def joint_optimum(
     x: ArrayLike, loss: ArrayLike, names: Sequence[str], neighbours: int | None = 2
 ) -> tuple[Optimum, ...]:
@@ -105,11 +100,12 @@ def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ..
             "bend up: sweep a wider range or repeat runs"
         )
     vertex = -np.linalg.solve(hessian, slope)
-    for name, at, column in zip(names, centre + vertex, log.T, strict=True):
-        if not column.min() < at < column.max():
+    for name, log_optimum, column in zip(names, centre + vertex, log.T, strict=True):
+        if not column.min() < log_optimum < column.max():
             raise FitRefused(
-                f"the vertex {name} = {np.exp(at):.4g} lies outside the values fitted, {np.exp(column.min()):.4g} to "
-                f"{np.exp(column.max()):.4g}; an optimum needs values on both sides: widen the sweep"
+                f"the vertex {name} = {np.exp(log_optimum):.4g} lies outside the values fitted, "
+                f"{np.exp(column.min()):.4g} to {np.exp(column.max()):.4g}; an optimum needs values on both "
+                "sides: widen the sweep"
             )
     jacobian = np.column_stack(list(_derivatives(hessian, vertex)))
     covariance = jacobian @ np.linalg.inv(design.T @ design) @ jacobian.T

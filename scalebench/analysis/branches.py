@@ -134,7 +134,7 @@ def _agreement(size: float, steps: float, branches: pd.Series[float], scratch: p
 def _share(branches: pd.DataFrame) -> float:
     """Return the share of the FLOPs. A branch with what lies before it costs what a run from scratch would.
 
-    The run that is branched from is counted once for all of its branches, up to the last of them.
+    The parent run is counted once for all of its branches, up to the last one.
     """
     own = numeric(branches, "flops_per_step") * own_steps(branches)
     before = numeric(branches, "parent_flops")

@@ -14,9 +14,9 @@ from scalebench.store import StoreError, read_header
 
 @dataclass(frozen=True)
 class Link:
-    """The trials of one study that a chain goes through, each once.
+    """The trials of one study in a chain of studies, each once.
 
-    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` says that their
+    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` is whether their
     records are not among these results: then it is what they and all trials before them cost. ``place`` is the folder
     of the study as their children recorded it; empty for the study itself.
     """
@@ -43,7 +43,7 @@ def _texts(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(names))
 
 
-def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Iterator[Link]:
+def _before(children: pd.DataFrame, rows: pd.DataFrame, visited: set[str]) -> Iterator[Link]:
     """Yield the links before some trials, newest first."""
     children = children[children["parent_trial_id"].notna()]
     if children.empty:
@@ -54,8 +54,8 @@ def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Itera
     name = ", ".join(sorted(set(children["parent_study"].dropna()) or set(parents["study"]))) or "a study"
     flops = float((reached - before.fillna(0.0)).sum())
     yield Link(name, len(reached), flops, parents.empty, place_of(children))
-    if name not in seen:
-        yield from _before(parents, rows, seen | {name})
+    if name not in visited:
+        yield from _before(parents, rows, visited | {name})
 
 
 def place_of(children: pd.DataFrame) -> str:

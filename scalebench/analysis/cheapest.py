@@ -21,7 +21,7 @@ QUANTITIES = (("loss", "nats"), ("bytes", "B"), ("latency", "s"), ("flops", "FLO
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked for: a loss in nats, and at most so many bytes of weights and seconds per forward pass."""
+    """The limits: a loss in nats, bytes of weights, and seconds per forward pass."""
 
     loss: float
     bytes: float | None = None
@@ -76,7 +76,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Cheapest:
-    """The answer: the cheapest candidates, and why each kind of model without one has none."""
+    """The answer: the cheapest candidates, and for each kind of model without one the reason."""
 
     limits: Limits
     candidates: tuple[Candidate, ...]
@@ -161,7 +161,7 @@ class Reached:
 
     def candidate(self, limits: Limits) -> Candidate:
         """Return the prediction with its intervals, which take a bootstrap of each fit."""
-        each = {name: Estimate(*trend.at({"x": self.size})) if trend.fit else Estimate(math.nan)
+        each = {name: Estimate(*trend.predict_at({"x": self.size})) if trend.fit else Estimate(math.nan)
                 for name, trend in self.trends.items()}  # fmt: skip
         return Candidate(
             PREDICTED, self.study, self.settings, self.size, each["loss"], each["bytes"], each["latency"],
@@ -212,9 +212,9 @@ def _broken(reached: Reached, limits: Limits) -> str:
             return f"no prediction of its {name}: {trend.flat}"
         if most is not None and reached.value(name) > most:
             needed = f"{limits.loss:g} nats take {reached.size:,.0f} parameters"
-            return f"{needed}: {_shown(name, reached.value(name))}, above {_shown(name, most)}"
+            return f"{needed}: {_value_text(name, reached.value(name))}, above {_value_text(name, most)}"
     return ""
 
 
-def _shown(name: str, value: float) -> str:
+def _value_text(name: str, value: float) -> str:
     return f"{value:,.0f} B" if name == "bytes" else f"{1e3 * value:.3g} ms"

@@ -53,7 +53,7 @@ def _ordered(value: str) -> tuple[int, float, str]:
 
 
 def _short(values: Collection[str]) -> Mapping[str, str]:
-    """Return long numbers with four digits where these tell the values apart, by value; others as they are."""
+    """Return long numbers with four digits where these distinguish the values, by value; others unchanged."""
     try:
         short = {value: value if len(value) < LONG else f"{float(value):.4g}" for value in values}
     except ValueError:

@@ -46,7 +46,7 @@ BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise",
 class Effect:
     """New over old of one quantity, for one configuration or the geometric mean over all (``label`` "all").
 
-    ``low`` and ``high`` are the 95 % interval of ``ratio``, None without repeats, which alone tell the noise;
+    ``low`` and ``high`` are the 95 % interval of ``ratio``, None without repeats, which are needed to measure it;
     ``p`` is corrected for the number of comparisons.
     """
 

@@ -1,7 +1,7 @@
 """Distillation against supervised training: each student by its teachers, at equal FLOPs and at equal data.
 
 The supervised runs are found among the other studies of the same results, as those of ``transfer`` are. Between their
-lengths the loss is a monotone cubic in the log of the data; beyond the shortest and the longest nothing is said.
+lengths the loss is a monotone cubic in the log of the data; it is not extrapolated beyond the shortest or longest run.
 Costs are counted three ways: the FLOPs of the student's training and the teacher's forward passes (the teacher exists
 already), these with the FLOPs of the teacher's own training, and the data alone (the teacher's predictions are free).
 """
@@ -24,7 +24,7 @@ from scalebench.laws import FitRefused, fit
 from scalebench.laws.columns import groups_within
 
 TEACHER, TEACHER_LOSS, TOTAL = "teacher_params_non_embedding", "loss_before_nats", "total_flops"
-SETTINGS = ("soft_weight", "temperature", "top_k")  # what a student learns of its teacher
+SETTINGS = ("soft_weight", "temperature", "top_k")  # which outputs of its teacher a student is trained on
 ALIKE = 0.15  # lengths, or budgets, that differ by less are one: whole steps make no budget exact
 FEWEST_SEEDS = 3  # with fewer nothing is concluded
 
@@ -75,7 +75,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Student:
-    """One student at one budget, with its teachers, smallest first; ``reason`` says why nothing is compared."""
+    """One student at one budget, with its teachers, smallest first; ``reason`` is why nothing is compared."""
 
     size: float
     settings: str
@@ -90,7 +90,7 @@ class Student:
 
     @property
     def tied(self) -> tuple[Distilled, ...]:
-        """The other teachers whose loss is not told apart from that of the best, all of them together at 95 %."""
+        """The other teachers whose loss does not differ significantly from the best, all together at 95 %."""
         return tuple(each for each in self.teachers if each is not self.best and not self.above_best(each).side())
 
     def above_best(self, each: Distilled) -> Difference:
@@ -102,7 +102,7 @@ class Student:
     def capacity_gap(self) -> Difference:
         """How much less the largest teacher gains on supervised training with as much data than the best smaller one.
 
-        At equal FLOPs a larger teacher also leaves less data, which says nothing about what can be learned of it.
+        At equal FLOPs a larger teacher also leaves less data, so the comparison is not about the teacher alone.
         """
         *smaller, largest = self.teachers
         if not smaller:
@@ -150,7 +150,7 @@ def students_of(study: StudyAnalysis) -> tuple[Student, ...]:
 
 
 def _of_recipe(scratch: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, of each size, the runs that were trained as its students are; all of them where none was."""
+    """Return, of each size, the runs that were trained as its students are; all of them if none was."""
     columns = [name for name in (N, *RECIPE) if name in scratch and name in rows]
     alike = matching(scratch, rows, columns) if columns else scratch
     return pd.concat([alike, scratch[~scratch[N].isin(alike[N])]]) if len(scratch) else scratch

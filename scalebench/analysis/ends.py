@@ -18,8 +18,8 @@ FACTORS = (4, 10)  # how far beyond the largest size the strip projects
 class Ends:
     """One quantity in SI units: medians (of the loss, means) at both ends, and projections at ``FACTORS``.
 
-    ``low`` and ``high`` are the 95 % interval of ``factor``, the largest over the smallest; NaN where one trial says
-    nothing about the spread. ``reason`` says why nothing was measured.
+    ``low`` and ``high`` are the 95 % interval of ``factor``, the largest over the smallest; NaN where a single trial
+    shows no spread. ``reason`` is why nothing was measured.
     """
 
     quantity: str

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import trial_warnings
-from scalebench.points.doubts import PERPLEXITIES, data_doubts
 from scalebench.points.files import is_results
 from scalebench.points.fit_file import fit_values
 from scalebench.points.roles import column_names
+from scalebench.points.table_warnings import PERPLEXITIES, table_warnings
 from scalebench.points.warnings import point_warnings, shape_warnings, unused_data
 from scalebench.points.where import parse
 from scalebench.store import read_results
@@ -31,14 +31,13 @@ def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) ->
     names = [name for name in column_names(path) if name not in selecting]
     unused = [*([table.note] if table.note else []), *unused_data(fit.law.inputs, table.columns, names)]
     values = fit_values(table)
-    if NO_SIZE.search(
-        table.columns.get("params", table.columns.get("x", ""))
-    ):  # a loss over steps has no size to doubt
+    # A loss over steps has no size to check.
+    if NO_SIZE.search(table.columns.get("params", table.columns.get("x", ""))):
         values = {("x" if role == "params" else role): numbers for role, numbers in values.items()}
-    by_name = data_doubts(path, table)
+    by_name = table_warnings(path, table)
     by_value = [
         line for line in value_warnings(values, fit)
-        if PERPLEXITIES not in line or not any("looks like a perplexity" in named for named in by_name)
+        if PERPLEXITIES not in line or not any("looks like a perplexity" in warning for warning in by_name)
     ]  # fmt: skip
     return [*unused, *by_name, *by_value]
 

@@ -70,7 +70,7 @@ class SizePrediction:
     tokens: float | None
     quantities: tuple[PredictedQuantity, ...]
     backtest: Sequence[Forecast]
-    at: str = ""
+    place: str = ""
     held_out: str = "the loss"
 
 
@@ -115,9 +115,9 @@ def predict_fit(fitted: Fit, inputs: Mapping[str, float], response: str) -> Size
             ("energy", "J"),
         )
     ]
-    at = ", ".join(f"{name} {value:g}" for name, value in inputs.items())
+    place = ", ".join(f"{name} {value:g}" for name, value in inputs.items())
     return SizePrediction(
-        params, tokens, (loss, data, *refused), loss.trend.backtest if loss.trend else (), at, response
+        params, tokens, (loss, data, *refused), loss.trend.backtest if loss.trend else (), place, response
     )
 
 
@@ -129,7 +129,7 @@ def predicted(trend: Trend, at: float | Mapping[str, float], quantity: str, unit
     beyond = float(fit.beyond({name: np.array([size]) for name, size in inputs.items()})[0])
     if trend.flat and beyond > 1:
         return PredictedQuantity(quantity, unit, reason=trend.flat)
-    value, low, high = trend.at(inputs)
+    value, low, high = trend.predict_at(inputs)
     basis = [f"{fit.law.formula}, {fit.n_configurations} configurations, {fit.status}"]
     basis += [f"{name} not resolved: {reason}" for name, reason in fit.unresolved.items()]
     finite = math.isfinite(low) and math.isfinite(high)

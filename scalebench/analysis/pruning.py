@@ -136,8 +136,8 @@ def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, 
     """Yield each density that a method and the control share with how much more the control loses, paired by parent."""
     keys = [PARENT, "recovery_steps", "density"]
     chosen, control = (trials[trials["method"] == name].set_index(keys)[ADDED] for name in (method, CONTROL))
-    both = (control - chosen).dropna()
-    for density, part in by_density(both.rename("more").reset_index()):
+    differences = (control - chosen).dropna()
+    for density, part in by_density(differences.rename("more").reset_index()):
         if len(part) > 1:
             yield density, mean(part["more"])
 

@@ -29,7 +29,7 @@ FEWEST_BITS = 2  # one bit is rounded by another rule, so it is no point of a la
 
 @dataclass(frozen=True)
 class Slope:
-    """Change of the added loss per doubling, in nats, with its interval; NaN ends where too few runs tell the noise.
+    """Change of the added loss per doubling, in nats, with its interval; NaN ends with too few runs.
 
     The interval's level is 95 % for all levels of a study together (Bonferroni).
     """
@@ -63,11 +63,11 @@ def quantised(study: StudyAnalysis) -> pd.DataFrame:
     to parameters), ``bits`` as numbers, and ``run``, the trial whose weights were converted.
     """
     trials = study.trials[study.trials["valid"] & numeric(study.trials, ADDED).notna()]
-    seen = numeric(trials, DATA_SEEN)
+    tokens_seen = numeric(trials, DATA_SEEN)
     rows = trials.assign(
         level=[level_of(row) for _, row in trials.iterrows()],
         added=numeric(trials, ADDED), se=numeric(trials, ADDED_SE).fillna(0.0), bits=numeric(trials, "bits"),
-        data=seen, ratio=seen / trials[N],
+        data=tokens_seen, ratio=tokens_seen / trials[N],
         run=trials["parent_trial_id"] if "parent_trial_id" in trials else trials["trial_id"],
     )  # fmt: skip
     return rows.assign(real=rows["scheme"] != SIMULATED).sort_values(

@@ -29,11 +29,11 @@ class Recipe:
     def of(cls, usable: pd.DataFrame) -> Recipe:
         """Read the recipe off the trials."""
         unit = "tokens" if numeric(usable, "tokens_seen").notna().any() else "samples"
-        seen = numeric(usable, f"{unit}_seen")
+        data_seen = numeric(usable, f"{unit}_seen")
         steps = first_step(usable) + own_steps(usable)  # the data of a continued run include its parents'
-        fixed = _constant(seen)
-        per_parameter = None if fixed else _constant(seen / usable[N])
-        return cls(unit, bool(seen.notna().any()), fixed, per_parameter, _constant(seen / steps))
+        fixed = _constant(data_seen)
+        per_parameter = None if fixed else _constant(data_seen / usable[N])
+        return cls(unit, bool(data_seen.notna().any()), fixed, per_parameter, _constant(data_seen / steps))
 
     def __str__(self) -> str:
         if not self.known:

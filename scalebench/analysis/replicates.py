@@ -25,4 +25,4 @@ def replicate_notes(usable: pd.DataFrame, x: SizeAxis, known: Collection[str]) -
     copies = int(usable.dropna(subset=[LOSS]).duplicated([x.column, "seed", LOSS]).sum())
     if copies:
         few = "trial repeats" if copies == 1 else "trials repeat"
-        yield f"{copies} {few} size, seed and loss of another exactly: a copy counts as a run of its own"
+        yield f"{copies} {few} size, seed and loss of another exactly: a copy counts as an independent run"

@@ -84,14 +84,14 @@ class Series:
 
     @cached_property
     def loss_below(self) -> Trend:
-        """The law of the loss fitted without the held-out largest size; to every size where none is held out."""
+        """The law of the loss fitted without the held-out largest size; to every size if none is held out."""
         if not (self.holds_out and len(self.sizes) > 1):
             return self.loss_all
         smaller = self.usable[self.usable[self.x.column] < self.sizes["size"].max()]
         return trend_of(smaller, LOSS, self.law, self.x.column)
 
     @property
-    def held(self) -> Forecast | None:
+    def held_out_forecast(self) -> Forecast | None:
         """The largest size, predicted from the smaller ones, where the study holds it out and they carry the law."""
         if not (self.holds_out and self.backtest):
             return None
@@ -127,7 +127,7 @@ class Series:
 
     @property
     def untimed_reason(self) -> str:
-        """How many step times are left out because a process trained other models as well, or other work shared the
+        """How many step times are left out because a process trained several models, or other work shared the
         machine, and what to do; "" for none."""
         if together := self.together:
             return (
@@ -216,10 +216,10 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
         yield make_series("", trials, definition, x)
         return
     for values, group in trials.groupby(columns, dropna=False, sort=True):
-        named = zip(columns, values, strict=True)
+        settings = zip(columns, values, strict=True)
         parts = [
             value if isinstance(value, str) else f"{SHORT.get(name, name)} {setting_text(value)}"
-            for name, value in named
+            for name, value in settings
         ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield make_series(label, group, definition, x)

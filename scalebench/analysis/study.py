@@ -141,8 +141,8 @@ def _read_steps(attempt: Any) -> pd.DataFrame | None:
 
 
 def analyse(results: Results, name: str) -> StudyAnalysis:
-    """Analyse one study of results folders: the trials that it planned, all of them where it does not list them."""
-    recorded, planned = _named(results.frame), _named(of_plans(results).frame)
+    """Analyse one study of results folders: the trials that it planned, all of them if it lists none."""
+    recorded, planned = _with_study(results.frame), _with_study(of_plans(results).frame)
     own, damaged = planned["study"] == name, _damaged_by_study(results).get(name, ())
     rows = planned[own]
     left_out = int((recorded["study"] == name).sum()) - len(rows)
@@ -156,10 +156,10 @@ def analyse_all(results: Results) -> tuple[StudyAnalysis, ...]:
 
 def study_names(results: Results) -> list[str]:
     """Return the names of all studies: those with a ``study.json``, then those that rows name."""
-    return list(dict.fromkeys([*results.studies, *_named(results.frame)["study"].dropna().astype(str)]))
+    return list(dict.fromkeys([*results.studies, *_with_study(results.frame)["study"].dropna().astype(str)]))
 
 
-def _named(rows: pd.DataFrame) -> pd.DataFrame:
+def _with_study(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if "study" in rows else rows.assign(study="")
 
 

@@ -90,8 +90,8 @@ def surfaces_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> Iterator
 
     The law is that of the study where it is one of size and data, else chinchilla.
     """
-    named = str((definition.get("fit") or {}).get("law") or "")
-    law = named if named in LAWS and set(LAWS[named].inputs) == {"params", "tokens"} else FRONTIER_LAW
+    fit_law = str((definition.get("fit") or {}).get("law") or "")
+    law = fit_law if fit_law in LAWS and set(LAWS[fit_law].inputs) == {"params", "tokens"} else FRONTIER_LAW
     columns = [name for name in split_columns(trials, definition) if name not in LENGTH_AXES]
     usable = trials[trials["valid"] & (trials[LOSS] > 0)].assign(tokens=numeric(trials, "tokens_seen"))
     usable = usable[usable["tokens"] > 0]

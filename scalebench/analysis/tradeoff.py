@@ -58,7 +58,7 @@ def _points_of(study: StudyAnalysis) -> pd.DataFrame:
 
 
 def _parents_of(study: StudyAnalysis) -> pd.DataFrame:
-    """Return the unchanged models that trials of a study started from, as measured beside their children."""
+    """Return the unchanged models that trials of a study started from, as measured in the children's runs."""
     trials = study.trials
     done = trials[trials["valid"] & _column(trials, "parent_trial_id").notna()]
     done = done.assign(held_out=_held_out(done), weights=_parents(done))
@@ -91,7 +91,7 @@ def _keys(points: pd.DataFrame) -> list[tuple[str, Any]]:
 
 
 def _parents(trials: pd.DataFrame) -> pd.Series[Any]:
-    """Return what identifies the weights that each trial started from; missing where it started from none."""
+    """Return the id of the weights that each trial started from; missing if it had no parent."""
     return _column(trials, "parent_weights_sha256").fillna(_column(trials, "parent_trial_id"))
 
 
@@ -120,7 +120,7 @@ def _held_out(trials: pd.DataFrame) -> pd.Series[Any]:
 
 
 def _settings(study: StudyAnalysis, trials: pd.DataFrame) -> list[str]:
-    """Return what each trial was made with, of what its study varied beside size and seed."""
+    """Return the settings of each trial that its study varied, other than size and seed."""
     names = [name for name in study.varied if name in trials and name not in ("params", "seed", N)]
     rows = trials[_telling(study.trials[names].astype(str))].to_dict("records")
     return [", ".join(f"{name} {_text(value)}" for name, value in row.items() if pd.notna(value)) for row in rows]
@@ -147,7 +147,7 @@ def _labels(study: StudyAnalysis, trials: pd.DataFrame) -> list[str]:
 
 
 def main_group(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of the held-out sample on which most changed models were validated; all if none was."""
+    """Return the points of the held-out sample on which most changed models were validated; all points if none was."""
     changed = points[~points["unchanged"].astype(bool)]
     largest = changed["held_out"].value_counts()
     return points if largest.empty else points[points["held_out"] == largest.index[0]]
@@ -161,12 +161,12 @@ def by_weights(points: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
 
 def chain(point: Mapping[Any, Any], points: Mapping[Any, Mapping[Any, Any]]) -> str:
     """Return a trial with the trials that it came from, oldest first; ``points`` are those of ``by_weights``."""
-    links, seen = [point], {point["trial_id"]}
+    links, visited = [point], {point["trial_id"]}
     while isinstance(parent := links[0]["parent"], str):
         link = points.get(parent, {"trial_id": parent, "study": "", "settings": "", "parent": None})
-        if link["trial_id"] in seen:
+        if link["trial_id"] in visited:
             break
-        seen.add(link["trial_id"])
+        visited.add(link["trial_id"])
         links.insert(0, link)
     return " → ".join(_link(link) for link in links)
 

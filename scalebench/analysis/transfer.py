@@ -1,9 +1,9 @@
-"""Effective data transferred (Hernandez et al. 2021): what training before is worth, in data of training from scratch.
+"""Effective data transferred (Hernandez et al. 2021): the value of earlier training, in data of training from scratch.
 
 Fine-tuned on D_F tokens a model reaches a loss that training from scratch reaches with D_E: D_T = D_E - D_F is the data
 that its earlier training was worth. The runs from scratch are found among the other studies of the same results: same
 family, size, data, batch size, sequence length and optimizer, without a parent. Between their lengths log D is taken
-to be linear in the mean loss; beyond the shortest and the longest nothing is said.
+to be linear in the mean loss; it is not extrapolated beyond the shortest or longest run.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Transfer:
     """One size, fine-tuned by one method on ``tokens`` (D_F), with the mean loss over ``seeds``.
 
     ``effective`` is D_E and ``low`` and ``high`` its 95 % interval, NaN where it ends beyond the runs from scratch or
-    where one seed says nothing about the spread. ``by_seed`` has D_E of each seed. ``reason`` says why there is none.
+    where a single seed shows no spread. ``by_seed`` has D_E of each seed. ``reason`` is why there is none.
     """
 
     size: float
@@ -101,7 +101,7 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class TransferAnalysis:
-    """The transfers of a fine-tuning study, smallest size first; ``reason`` says why there are none at all."""
+    """The transfers of a fine-tuning study, smallest size first; ``reason`` is why there are none."""
 
     points: tuple[Transfer, ...]
     reason: str = ""
@@ -153,14 +153,14 @@ def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
         tuned = tuned[tuned["head"].fillna("own").eq("own")]
     scratch = runs_from_scratch(study.others, tuned)
     if tuned.empty or scratch.empty:
-        what = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
-        return TransferAnalysis((), f"there are no {what} among these results")
+        missing = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
+        return TransferAnalysis((), f"there are no {missing} among these results")
     curves = {float(str(size)): curve_of(part) for size, part in scratch.groupby(N)}
     return TransferAnalysis(tuple(_points(tuned, curves)))
 
 
 def loss_from_scratch(study: StudyAnalysis, size: float, tokens: float) -> float:
-    """Return the mean loss of the runs from scratch of one size on as many tokens; NaN where there are none."""
+    """Return the mean loss of the runs from scratch of one size on this number of tokens; NaN if there are none."""
     tuned = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]
     runs = runs_from_scratch(study.others, tuned)
     return float(runs.loc[(runs[N] == size) & (runs[DATA_SEEN] == tokens), LOSS].mean()) if len(runs) else float("nan")

@@ -61,7 +61,7 @@ class Trend:
             "costs: add larger sizes"
         )
 
-    def at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
+    def predict_at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
         """Return prediction, low and high (95 %) at one place; NaN ends where there is no interval."""
         assert self.fit is not None
         place = {name: np.array([value], dtype=np.float64) for name, value in inputs.items()}
@@ -85,7 +85,7 @@ class Trend:
 
     @cached_property
     def far(self) -> tuple[FarPoint, ...]:
-        """The sizes that lie far from the law, where the others lie close to it."""
+        """The sizes far from the law, if the others are close to it."""
         return () if self.fit is None else self.fit.far_points()
 
     @cached_property
@@ -114,7 +114,7 @@ def fit_trend(points: pd.DataFrame, law: str, intervals: bool = True) -> Trend:
 
 
 def trend_by(fitted: Fit) -> Trend:
-    """Return the trend that a fit is, with the reason where it carries no interval."""
+    """Return a fit as a trend, with the reason if it has no interval."""
     try:
         fitted.interval(fitted.law.parameters[0])
     except FitRefused as refusal:
@@ -123,9 +123,9 @@ def trend_by(fitted: Fit) -> Trend:
 
 
 def undetermined(fitted: Fit) -> str:
-    """Return why the parameters of a fit mean nothing; empty where they do.
+    """Return why the points do not determine the parameters of a fit; empty if they do.
 
-    A design can carry a fit without determining it: two sizes give any exponent of size, with an offset to match.
+    A fit can exist without being determined: two sizes give any exponent of size, with an offset to match.
     """
     if fitted.status != "degenerate":
         return ""
@@ -139,7 +139,7 @@ def determined(fitted: Fit) -> Trend:
 
 def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
     """Fit a column against the column ``size``; seeds of one size are one configuration."""
-    return _named(fit_trend(_points(trials, column, size), law))
+    return _of_size(fit_trend(_points(trials, column, size), law))
 
 
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
@@ -149,16 +149,16 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
         return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
     least_growth = LEAST_GROWTH if column in FLOORED else 1 + EXACT
-    return _named(replace(fit_trend(points, law), choice=choice, least_growth=least_growth))
+    return _of_size(replace(fit_trend(points, law), choice=choice, least_growth=least_growth))
 
 
-def _named(trend: Trend) -> Trend:
-    """Return a trend whose reasons speak of the size, which laws of one input call x."""
+def _of_size(trend: Trend) -> Trend:
+    """Return a trend whose reasons name the size, which laws of one input call x."""
     return replace(trend, reason=INPUT.sub("size", trend.reason), no_interval=INPUT.sub("size", trend.no_interval))
 
 
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
-    """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
+    """Choose between ``COST_LAWS`` by hold-out error, the simpler one for a tie; return the law and the reason."""
     simple, other = COST_LAWS
     if len(points) > MOST_COMPARED:
         points = points.groupby("x")["y"].median().reset_index()
@@ -175,8 +175,8 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     tied = any(ranked.tied for ranked in choice.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
     law = simple if tied else choice.best
     against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
-    shown = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
-    return law, f"{law}, {against}, by hold-out error: {shown}"
+    errors_text = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
+    return law, f"{law}, {against}, by hold-out error: {errors_text}"
 
 
 def is_straight(x: Array, y: Array) -> bool:

@@ -163,8 +163,8 @@ def with_budgets(trials: pd.DataFrame, definition: Mapping[str, Any]) -> pd.Data
 def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxis:
     """Return what a study grows: data where all models have one size and trials of a series differ in data."""
     columns, done = split_columns(trials, definition), trials[trials["valid"]]
-    seen = done.groupby(columns, dropna=False)[DATA_SEEN].nunique() if columns else done[[DATA_SEEN]].nunique()
-    return DATA if trials[N].nunique() == 1 and (seen > 1).any() else PARAMETERS
+    data_sizes = done.groupby(columns, dropna=False)[DATA_SEEN].nunique() if columns else done[[DATA_SEEN]].nunique()
+    return DATA if trials[N].nunique() == 1 and (data_sizes > 1).any() else PARAMETERS
 
 
 def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -202,7 +202,7 @@ def means_per_size(usable: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:
     groups = done.assign(known=squares, all=squares.fillna(0.0)).groupby(x.column)
     number, seed_sd = groups.size(), groups[LOSS].std(ddof=1)
     # As ``combined_standard_error``, of all sizes at once.
-    both = (seed_sd**2 / number + groups["all"].mean()) ** 0.5
-    se = both.fillna(groups["known"].mean() ** 0.5)
+    combined = (seed_sd**2 / number + groups["all"].mean()) ** 0.5
+    se = combined.fillna(groups["known"].mean() ** 0.5)
     columns = {"trials": number, "mean": groups[LOSS].mean(), "se": se, "seed_sd": seed_sd}
     return pd.DataFrame(columns).rename_axis("size").reset_index()

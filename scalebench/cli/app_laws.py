@@ -71,7 +71,7 @@ def fit(
     delta:
         Delta of the Huber loss.
     space:
-        Whether residuals are of logs or of raw values.
+        Whether residuals are differences of logs or of raw values.
     fix:
         Fix a parameter, as E=1.69; repeatable.
     bootstrap:
@@ -89,7 +89,7 @@ def fit(
 
     options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
     options["fixed"] = fitting.assigned("--fix", fix)
-    by_role = columns.given() | fitting.assigned("--column", other_columns, text=True)
+    by_role = columns.passed() | fitting.assigned("--column", other_columns, text=True)
     refits = fitting.bootstrap_refits(bootstrap, method)
     shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "as_json": as_json}
     return fitting.run_fit(points, law, by_role, where, options, refits, **shown)
@@ -175,10 +175,10 @@ def optimal(
     from scalebench.cli.commands import optimal as command
 
     if unique_tokens is not None:
-        return command.run_repeated(points, columns.given(), where, unique_tokens, budget, as_json=as_json)
+        return command.run_repeated(points, columns.passed(), where, unique_tokens, budget, as_json=as_json)
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)
-    return command.run_optimal(points, columns.given(), where, approaches, budget, counting, as_json=as_json)
+    return command.run_optimal(points, columns.passed(), where, approaches, budget, counting, as_json=as_json)
 
 
 def next_(
@@ -217,7 +217,7 @@ def next_(
     from scalebench.cli.commands import design as command
     from scalebench.cli.commands import fit as fitting
 
-    by_role = columns.given() | fitting.assigned("--column", other_columns, text=True)
+    by_role = columns.passed() | fitting.assigned("--column", other_columns, text=True)
     target = _numbers("--predict", predict)
     return command.run_next(source, law, by_role, where, target, candidates, budget, reach, most=most, as_json=as_json)
 
@@ -247,7 +247,7 @@ def worth(
     """
     from scalebench.cli.commands import design as command
 
-    return command.run_worth(baseline, changed, law, columns.given(), where, loss, as_json=as_json)
+    return command.run_worth(baseline, changed, law, columns.passed(), where, loss, as_json=as_json)
 
 
 def tune(

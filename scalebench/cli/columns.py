@@ -31,7 +31,7 @@ class PointColumns:
         str | None, _column('Loss L; default "loss", or "validation_loss_nats" for a results folder.')
     ] = None
 
-    def given(self) -> dict[str, str]:
+    def passed(self) -> dict[str, str]:
         """Return role -> column for the options that were passed."""
         columns = {field.name.removesuffix("_column"): getattr(self, field.name) for field in fields(self)}
         return {role: column for role, column in columns.items() if isinstance(column, str)}

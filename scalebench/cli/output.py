@@ -98,8 +98,10 @@ def table(
     parts = _parts(header, rows, is_text)
     for part in parts:
         # A row with nothing to show in a later part is left out of it.
-        shown = [row for row in rows if part == parts[0] or _is_heading(row, header) or any(row[i] for i in part[1:])]
-        cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in shown]
+        part_rows = [
+            row for row in rows if part == parts[0] or _is_heading(row, header) or any(row[i] for i in part[1:])
+        ]
+        cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in part_rows]
         _print_part([header[i] for i in part], cells, [is_text[i] for i in part])
 
 

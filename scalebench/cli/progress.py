@@ -82,7 +82,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrialLabel:
-    """What a running trial is called, and what a step of it is: so many tokens or samples."""
+    """The name of a running trial, and the tokens or samples of one step."""
 
     text: str
     per_step: int
@@ -144,12 +144,12 @@ class SweepProgress:
         if "step" not in beat:
             return 0.0, f"{label.text}: starting"
         step = float(beat["step"])
-        at, first = self._first.setdefault(attempt, (now, step))
+        first_time, first_step = self._first.setdefault(attempt, (now, step))
         parts = [f"{label.text}: step {step:.0f}/{steps}"]
         if "loss" in beat:
             parts.append(f"loss {beat['loss']:.4g}")
-        if now > at and step > first:
-            parts.append(f"{quantity((step - first) / (now - at) * label.per_step)} {label.unit}/s")
+        if now > first_time and step > first_step:
+            parts.append(f"{quantity((step - first_step) / (now - first_time) * label.per_step)} {label.unit}/s")
         if "memory_bytes" in beat:
             parts.append(quantity(beat["memory_bytes"], "B"))
         return step / max(1, steps), ", ".join(parts)

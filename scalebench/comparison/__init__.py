@@ -47,8 +47,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Return the main columns as a table, for notebooks."""
         names = ("case", "provider", "status", "time_median_s", "time_low_s", "time_high_s", "ratio", "verdict")
-        shown = self.frame[[name for name in names if name in self.frame]]
-        html: str = shown.to_html(index=False, na_rep="", border=0)
+        main = self.frame[[name for name in names if name in self.frame]]
+        html: str = main.to_html(index=False, na_rep="", border=0)
         return html
 
     @property
@@ -130,7 +130,7 @@ def measure(
     """Run the processes of a plan, write the run under ``results`` and return it.
 
     What was measured is kept when it ends early, see ``Comparison.ended``: at the deadline, when it is interrupted, or
-    when a process dies by itself. Raises ``StoreError`` when the folder cannot be written.
+    when a process ends by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
     from scalebench.store import check_writable, write_json

@@ -23,7 +23,7 @@ UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 KINDS: Mapping[type, str] = {dict: "an object", list: "a list", int: "a whole number"}
 Part = TypeVar("Part", dict[str, Any], list[Any], int)
 UNKNOWN_MACHINE = "unknown"
-# In asv the beginning of a benchmark's name says what it measures; its file of results has no unit.
+# In asv a benchmark's name begins with what it measures; its file of results has no unit.
 NOT_A_TIME = re.compile(r"(^|\.)(mem_|Mem[A-Z_]|peakmem_|PeakMem[A-Z_]|track_|Track[A-Z_])[^.]*$")
 
 
@@ -45,7 +45,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class BenchmarkFile:
-    """A file's benchmarks, the tool that wrote it, and what it says of the machine and the code, as columns.
+    """A file's benchmarks, the tool that wrote it, and its information on the machine and the code, as columns.
 
     ``not_times`` names the benchmarks that were left out, as they measured memory or something else than a time.
     """
@@ -68,7 +68,7 @@ def read_benchmarks(path: Path) -> BenchmarkFile:
             entries = tuple(benchmarks(path, content))
             others = tuple(filter(NOT_A_TIME.search, content["results"])) if tool == "asv" else ()
             if not entries:
-                reason = f"its benchmarks are of no times: {', '.join(others)}" if others else "holds no benchmarks"
+                reason = f"its benchmarks measure no times: {', '.join(others)}" if others else "holds no benchmarks"
                 raise InputError([f"{path}: {reason}"])
             _check_clashes(path, entries)
             return BenchmarkFile(path, tool, _resolved(entries), shared(path, content), others)
@@ -276,7 +276,7 @@ def _moved(benchmark: Benchmark, choice: int) -> Benchmark:
 
 
 def _check_clashes(path: Path, benchmarks: Sequence[Benchmark]) -> None:
-    """Raise ``InputError`` for benchmarks that nothing tells apart."""
+    """Raise ``InputError`` for benchmarks with the same name, provider and case."""
     places: dict[tuple[Any, ...], str] = {}
     lines = []
     for benchmark in _resolved(benchmarks):

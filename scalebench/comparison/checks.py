@@ -18,12 +18,12 @@ Pools = Mapping[str, Pool | None]
 
 
 def judge_of(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
-    """Return what judges the results of a case on ``inputs``."""
+    """Return the judge of a case's results on ``inputs``."""
     crash = process.crash_of(number, "eager")
     reason = None if crash["status"] == "ok" else str(crash["error_message"])
     return Judge.of(
         process.operation.module, case, inputs, process.request["backward"], reason,
-        lambda provider: process.at(number, provider, "reference"),
+        lambda provider: process.enter(number, provider, "reference"),
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def look_for_work_left_behind(
     for name, work in works.items():
         if results[name]["status"] != "ok":
             continue
-        process.at(number, name, "check for work left behind")
+        process.enter(number, name, "check for work left behind")
         pool, call_s = pools.get(name), statistics.median(results[name]["samples_s"])
         try:
             left_s = work_left_behind(work, call_s, pool.refresh if pool else lambda: None)
@@ -64,14 +64,14 @@ def check_again(
     }
     if not timers:
         return
-    process.at(number, "", "inputs")
+    process.enter(number, "", "inputs")
     if (pool := next(iter(pools.values()))) is not None:
         values = draw(process.operation.module, case, pool.live, process.request["seed"], "after timing")
         copy_in(pool.live, values)
     judge = judge_of(process, number, case, inputs)
     spared = {tensor.untyped_storage().data_ptr() for tensor in inputs.values()}
     for name, timer in timers.items():
-        process.at(number, name, "check after timing")
+        process.enter(number, name, "check after timing")
         try:
             results[name] |= judge.columns_again(timer.rerun(spared))
         except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row

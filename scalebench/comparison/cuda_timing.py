@@ -2,7 +2,7 @@
 
 Everything runs on the current stream, which must not be the default one (``side_stream``): capture needs that, and a
 backward pass runs on the stream of its forward pass. Work that cannot be captured is also timed between events, around
-each call, with its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
+each call, with its launches queued behind a delay on the device; ``Timer.method`` records which way was used, and why.
 
 Before each replay or call, outside the events, the next set of the pool is copied into the inputs. After the end event
 the whole device is waited for, as work may have gone to other streams: what that takes beyond its usual time counts.

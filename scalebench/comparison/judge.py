@@ -27,24 +27,25 @@ class Judge:
 
     @classmethod
     def of(
-        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None]
+        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, enter: Callable[[str], None]
     ) -> Judge:
         """Compute the float64 results and the eager errors, or record why that is not possible.
 
-        ``crash`` is how the eager provider ended this process before, if it did; ``at`` is called with who runs.
+        ``crash`` is how the eager provider ended this process before, if it did; ``enter`` is called with the name of
+        the provider that runs next.
         """
-        at("")
+        enter("")
         try:
             expected = module.results(case, inputs, backward)
             terms = terms_of(module, case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - every row then says that it was not checked
+        except Exception as error:  # noqa: BLE001 - every row then reports that it was not checked
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
-        with_eager = cls._with_eager(module, case, inputs, backward, crash, at, expected)
+        with_eager = cls._with_eager(module, case, inputs, backward, crash, enter, expected)
         return replace(with_eager, terms=terms)
 
     @classmethod
     def _with_eager(
-        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None],
+        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, enter: Callable[[str], None],
         expected: Tensors,
     ) -> Judge:  # fmt: skip
         """Measure the eager errors against ``expected``, or record why that is not possible."""
@@ -53,7 +54,7 @@ class Judge:
             return cls(expected, None, "the operation has no provider called eager")
         if crash is not None:
             return cls(expected, None, crash)
-        at("eager")
+        enter("eager")
         try:
             return cls(expected, errors_of(eager.prepare(case, inputs, backward)(), expected))
         except Exception as error:  # noqa: BLE001 - as above
@@ -84,7 +85,7 @@ class Judge:
     def columns_again(self, results: Tensors) -> dict[str, Any]:
         """Return the columns that replace the first ones if results after timing are wrong; otherwise none.
 
-        If they could not be checked, the note says so.
+        If they could not be checked, the note has the reason.
         """
         columns = self.columns(results)
         if self.expected is None:

@@ -52,9 +52,9 @@ def _cpu_peak(prepare: Callable[[], Work]) -> int:
         events = json.loads(path.read_bytes())["traceEvents"]
     begun, ended = next((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == _MARK and "dur" in e)
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    held = sum(size for at, size in changes if at < begun)
-    peak = held
-    for _, size in ((at, size) for at, size in changes if begun <= at <= ended):
-        held += size
-        peak = max(peak, held)
+    allocated = sum(size for moment, size in changes if moment < begun)
+    peak = allocated
+    for _, size in ((moment, size) for moment, size in changes if begun <= moment <= ended):
+        allocated += size
+        peak = max(peak, allocated)
     return peak

@@ -2,9 +2,9 @@
 
 RUN_DIR holds ``request.json``. Of every case this process has not measured yet, it times all providers interleaved and
 writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results, before and after timing, and
-measures memory. ``at.json`` and ``turn.txt`` hold the current provider and phase, so that the parent process knows
-which provider to blame if this one dies. For a process that is started again, ``crashed.json`` lists the providers to
-leave out, and ``uncaptured.json`` those not to capture as a CUDA graph.
+measures memory. ``phase.json`` and ``turn.txt`` hold the current provider and phase, so that the parent process can
+tell which provider killed this one. For a process that is started again, ``crashed.json`` lists the providers to leave
+out, and ``uncaptured.json`` those not to capture as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         clock = clock_for(device, _refusal_of_all(request, uncaptured))
         process = Process(folder, int(index), request, operation, device, clock, lock, crashed, uncaptured)
         _describe(process, Path(run))
-        process.at(-1, "", "imports")
+        process.enter(-1, "", "imports")
         StoppingRule(**request["rule"]).reason([1.0] * FEWEST, 0.0)  # imports SciPy, while others may still measure
         for number, encoded in enumerate(request["cases"]):
             path = folder / f"case-{number}.json"
@@ -96,7 +96,7 @@ def _describe(process: Process, run: Path) -> None:
         seconds = min(0.3, process.request["rule"]["timeout_s"])
         try:
             with process.alone(-1):
-                process.at(-1, "", "ceilings")
+                process.enter(-1, "", "ceilings")
                 ceilings = {
                     name: asdict(known_ceilings(process.clock, process.device, dtype, seconds))
                     for name, dtype in dtypes.items()
@@ -112,7 +112,7 @@ def _describe(process: Process, run: Path) -> None:
 def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     """Return what this process measured of one case: for each provider its columns and samples."""
     providers, backward = process.operation.module.providers(), process.request["backward"]
-    process.at(number, "", "inputs")
+    process.enter(number, "", "inputs")
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
     results: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
@@ -120,12 +120,12 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     for name in process.request["providers"]:
         results[name] = process.crash_of(number, name)
         if results[name]["status"] == "ok":
-            process.at(number, name, "prepare")
+            process.enter(number, name, "prepare")
             works |= _begin(
                 process, results[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
     judge = None  # frees the oracle's memory before timing
-    process.at(number, "", "inputs")
+    process.enter(number, "", "inputs")
     pools = _pools(process, case, inputs, [name for name in works if providers[name].repeatable])
     cost = process.operation.module.cost(case, backward)
     timers = _timers(process, number, works, results, cost.bytes_read + cost.bytes_written, pools)
@@ -138,7 +138,7 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     if process.index == 0:
         for name in list(works):
             if results[name]["status"] == "ok":
-                process.at(number, name, "memory")
+                process.enter(number, name, "memory")
                 works.pop(name)
                 _measure_memory(process, results[name], lambda n=name: providers[n].prepare(case, inputs, backward))
     return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": results}
@@ -173,7 +173,7 @@ def _timers(
     """Return the timers of the prepared providers; ``moved`` is the number of bytes that a call moves."""
     timers: dict[str, Timer] = {}
     for name, work in works.items():
-        process.at(number, name, "capture")
+        process.enter(number, name, "capture")
         calls = calls_per_sample(results[name]["warm_time_s"], process.clock, moved)
         try:
             timers[name] = process.clock.timer(work, calls, _refusal(process, number, name), pools.get(name))
@@ -204,7 +204,7 @@ def _sample(process: Process, number: int, timers: Mapping[str, Timer], results:
         return
     rule = StoppingRule(**process.request["rule"])
     rng = random.Random(f"{process.request['seed']}-{process.index}-{number}")
-    process.at(number, ", ".join(timers), "samples")
+    process.enter(number, ", ".join(timers), "samples")
     with turns(process.folder / "turn.txt") as turn:
         sampled = sample_interleaved(timers, rule, rng, turn)
     for name, samples in sampled.items():

@@ -37,16 +37,16 @@ class Process:
     crashed: list[dict[str, Any]] = field(default_factory=list)
     uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
-    def at(self, case: int, provider: str, phase: str) -> None:
-        """Write what begins now; not synced, since it only has to survive this process, not the machine."""
-        temporary = self.folder / ".at.json.tmp"
+    def enter(self, case: int, provider: str, phase: str) -> None:
+        """Write which phase begins now; not synced, since it only has to survive this process, not the machine."""
+        temporary = self.folder / ".phase.json.tmp"
         state = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
         temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self.folder / "at.json")
+        temporary.replace(self.folder / "phase.json")
 
     def alone(self, case: int) -> AbstractContextManager[None]:
         """Hold the GPU's lock, for everything that runs on the GPU; the phase is ``WAITING`` until it is free."""
-        return self.lock.held(waiting=lambda: self.at(case, "", WAITING))
+        return self.lock.holding(waiting=lambda: self.enter(case, "", WAITING))
 
     def crash_of(self, case: int, provider: str) -> dict[str, Any]:
         """Return how a provider ended this process before in a case, or {"status": "ok"}."""

@@ -31,7 +31,7 @@ def collect(
 ) -> list[dict[str, Any]]:
     """Return the rows of a run, finished or not; ``costs`` has for each case the columns of each provider's cost.
 
-    A case that only some processes finished has rows from those; the column ``processes`` says how many.
+    A case that only some processes finished has rows from those; the column ``processes`` has their number.
     """
     request = read_json(run / "request.json")
     measured = measured_cases(run)

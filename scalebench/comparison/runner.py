@@ -1,4 +1,4 @@
-"""Runs the processes of a comparison in turn; one that dies is started again without the provider that killed it."""
+"""Runs the processes of a comparison in turn, and starts a killed one again without the provider that killed it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tick = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop (in ``time.monotonic``), how long a step may take in seconds, and what to call while waiting."""
+    """When to stop (in ``time.monotonic``), seconds that a step may take, and a function to call meanwhile."""
 
     deadline: float
     patience_s: float
@@ -39,8 +39,8 @@ class DeadlineReached(Exception):  # noqa: N818 - a state, not an error
     """The comparison has used up its time."""
 
 
-class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
-    """A process ended, and no provider can be blamed; the message says how it ended and where its log is."""
+class ProcessLost(RuntimeError):  # noqa: N818 - the name is what happened
+    """A process ended, and no provider can be blamed; the message has how it ended and where its log is."""
 
 
 def run_processes(
@@ -125,14 +125,14 @@ def _roots() -> list[str]:
 
 def _silent_s(folder: Path, begun: float) -> float:
     """Return the seconds since the last progress of the process started at ``begun`` (in ``time.time``)."""
-    at = folder / "at.json"
-    return time.time() - max(begun, at.stat().st_mtime) if at.exists() else 0.0
+    progress = folder / "phase.json"
+    return time.time() - max(begun, progress.stat().st_mtime) if progress.exists() else 0.0
 
 
 def _waits(folder: Path) -> bool:
     """Whether the process waits while another measurement uses the GPU."""
     try:
-        return bool(read_json(folder / "at.json")["phase"] == WAITING)
+        return bool(read_json(folder / "phase.json")["phase"] == WAITING)
     except StoreError:
         return False
 
@@ -152,20 +152,20 @@ def _cause(folder: Path, code: int) -> dict[str, Any]:
 def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None:
     """Record which provider killed the process, so that the next start leaves it out of that case."""
     try:
-        at = read_json(folder / "at.json")
+        progress = read_json(folder / "phase.json")
     except StoreError:
-        at = {"case": -1, "provider": "", "phase": "start"}
-    names = [name for name in request["providers"] if name == at["provider"]] or [
-        name for name in at["provider"].split(", ") if name in request["providers"]
+        progress = {"case": -1, "provider": "", "phase": "start"}
+    names = [name for name in request["providers"] if name == progress["provider"]] or [
+        name for name in progress["provider"].split(", ") if name in request["providers"]
     ]
-    if at["phase"] == "samples" and (turn := last_turn(folder / "turn.txt")) in names:
+    if progress["phase"] == "samples" and (turn := last_turn(folder / "turn.txt")) in names:
         names = [turn]
     path = folder / "crashed.json"
     crashed = read_json(path)["providers"] if path.exists() else []
-    if not names or any(crash["case"] == at["case"] and crash["provider"] in names for crash in crashed):
+    if not names or any(crash["case"] == progress["case"] and crash["provider"] in names for crash in crashed):
         reason = f"{cause['error_class']}: {cause['error_message']}"
-        raise ProcessLost(f"a process ended during {at['phase']}: {reason}; see {folder / 'stderr.log'}")
-    during = {"case": at["case"], "error_message": f"{cause['error_message']} during {at['phase']}"}
+        raise ProcessLost(f"a process ended during {progress['phase']}: {reason}; see {folder / 'stderr.log'}")
+    during = {"case": progress["case"], "error_message": f"{cause['error_message']} during {progress['phase']}"}
     crashed += [cause | during | {"provider": name} for name in names]
-    (folder / "at.json").unlink(missing_ok=True)
+    (folder / "phase.json").unlink(missing_ok=True)
     write_json(path, {"providers": crashed})

@@ -1,4 +1,4 @@
-"""Which provider is being sampled, written to a memory-mapped file, so that it costs next to no time."""
+"""Which provider is being sampled, written to a memory-mapped file, so that it takes almost no time."""
 
 from __future__ import annotations
 

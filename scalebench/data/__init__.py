@@ -31,7 +31,7 @@ from scalebench.errors import unknown
 
 
 class DataError(ValueError):
-    """A source that is missing, empty or corrupt; the message names it and says what to do."""
+    """A source that is missing, empty or corrupt; the message names it and what to do."""
 
 
 class Data(Protocol):
@@ -115,6 +115,8 @@ def open_source(source: str) -> Data:
         return SOURCES[name].open(argument)
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from error
+    except RuntimeError as error:  # of Path.expanduser
+        raise DataError(f"{source!r}: there is no such user as after the ~; write the whole path") from error
 
 
 @lru_cache(maxsize=8)

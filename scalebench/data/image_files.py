@@ -140,5 +140,5 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     start = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
     if len(content) - start != math.prod(shape):
-        raise ValueError(f"{path}: {len(content) - start} bytes but its header says {math.prod(shape)}: truncated?")
+        raise ValueError(f"{path}: {len(content) - start} bytes, but its header gives {math.prod(shape)}: truncated?")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

@@ -82,10 +82,10 @@ def class_sides(text: LabelledText, validation_fraction: float) -> list[tuple[To
 
 def labelled(parts: Mapping[str, Text]) -> LabelledText:
     """Join the texts of the classes; a document that several of them have belongs to none."""
-    seen: dict[bytes, int] = {}
+    label_of: dict[bytes, int] = {}
     for label, text in enumerate(parts.values()):
-        seen |= {document: -1 if document in seen else label for document in text.documents}
-    pairs = [(document, label) for document, label in seen.items() if label >= 0]
+        label_of |= {document: -1 if document in label_of else label for document in text.documents}
+    pairs = [(document, label) for document, label in label_of.items() if label >= 0]
     documents, labels = zip(*pairs, strict=True)
     return LabelledText(documents=documents, labels=labels, names=tuple(parts))
 

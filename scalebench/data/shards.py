@@ -121,7 +121,7 @@ def _map(file: Path) -> Tokens:
     header = np.fromfile(file, dtype="<u4", count=_HEADER_WORDS)
     if dtype.itemsize == 2 and header.size == _HEADER_WORDS and header[0] == _MAGIC:
         if size != 4 * _HEADER_WORDS + 2 * int(header[2]):
-            raise ValueError(f"{file}: {size} bytes but its header says {header[2]} tokens: truncated?")
+            raise ValueError(f"{file}: {size} bytes, but its header gives {header[2]} tokens: truncated?")
         return np.memmap(file, dtype=dtype, mode="r", offset=4 * _HEADER_WORDS)
     return np.memmap(file, dtype=dtype, mode="r")
 

@@ -1,4 +1,7 @@
-"""Model families, one file each. Adding one: a module with the names of ``base.Family``, and a line in ``FAMILIES``."""
+"""Model families, one file each. Adding one: a module with the names of ``base.Family``, and a line in ``FAMILIES``.
+
+Looking up a path that ends in .py loads a user's own file (``own.py``).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,14 @@ from scalebench.families import (
     vit,
 )  # fmt: skip
 from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family
+from scalebench.families.own import Families, check_unchanged, file_sha256
 
 __all__ = [
-    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "configure", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "check_unchanged", "configure", "family_error",
+    "file_sha256", "model_fields",
 ]  # fmt: skip
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: Mapping[str, Family] = Families({
     "linear": linear,
     "mlp": mlp,
     "cnn": cnn,
@@ -42,7 +47,18 @@ FAMILIES: dict[str, Family] = {
     "attention": attention,
     "transformer": transformer,
     "bert": bert,
-}
+})  # fmt: skip
+
+
+def family_error(name: str) -> str | None:
+    """Return why a study cannot have this family: an unknown name, or a file that does not define one; else None."""
+    try:
+        FAMILIES[name]
+    except KeyError:
+        return f"{unknown(name, FAMILIES)}; a family of your own is the path of a Python file"
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def model_fields(family: Family) -> list[str]:

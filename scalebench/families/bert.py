@@ -3,7 +3,7 @@
 Legend: B batch, T time, C width, H heads, D = C / H, F hidden width, V vocabulary, L depth.
 
 Post-norm blocks with GELU as published (Devlin et al. 2019), learned positions, two segments, a norm on the embeddings,
-a pooler on [CLS]; the masked-token head is a layer of its own and the token embedding with a bias. No dropout.
+a pooler on [CLS]; the masked-token head is one extra layer and the token embedding with a bias. No dropout.
 
 The dial. ``config_for(params)`` solves N ~ 12 L C^2, without embedding tables and output bias: depth from the aspect
 ratio of ``dial``, a width that is a multiple of the head dimension (16, 32, 64 or 128), and F ~ 4 C for the rest.

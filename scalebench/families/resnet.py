@@ -114,9 +114,9 @@ def config_for(params: float, *, width: int | None = None, last: int | None = No
 
 def _with_last(config: Config, params: float) -> Config:
     """Solve for the last stage's channels, in which the parameters are quadratic; no fewer than the stage before."""
-    zero, one, two = (count(replace(config, last=channels)).total for channels in (0, 1, 2))
-    square = (two - 2 * one + zero) / 2
-    slope, missing = one - zero - square, zero - params
+    count_0, count_1, count_2 = (count(replace(config, last=channels)).total for channels in (0, 1, 2))
+    square = (count_2 - 2 * count_1 + count_0) / 2
+    slope, missing = count_1 - count_0 - square, count_0 - params
     root = (-slope + math.sqrt(max(0.0, slope**2 - 4 * square * missing))) / (2 * square)
     return replace(config, last=max(config.last // 2, round(root)))
 

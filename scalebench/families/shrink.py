@@ -1,6 +1,6 @@
 """Smaller models of a family: the same Config with fewer heads, hidden units or layers.
 
-A family says which of them its Config can have fewer of by its ``CAPABILITIES`` (``fewer_heads``, ``fewer_hidden``,
+A family declares which of them its Config can reduce in ``CAPABILITIES`` (``fewer_heads``, ``fewer_hidden``,
 ``fewer_layers``); ``modules.shrink`` moves the weights.
 """
 

@@ -49,7 +49,10 @@ def _skaling_usual(c: Values, centre: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _skaling_coordinates(p: Values) -> dict[str, Any]:
-    return {**p, "scale": p["A"] ** p["k"], "mix": np.log(p["B"] / p["A"])}
+    A = np.asarray(p["A"], dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mix = np.where(A > 0, np.log(p["B"] / A), 0.0)  # where loss falls with neither both are 0, and so is any mix
+    return {**p, "scale": p["A"] ** p["k"], "mix": mix}
 
 
 def kaplan(log: Values, shape: Values) -> Sequence[Any]:

@@ -79,10 +79,10 @@ class Estimate:
         if ((theta >= problem.upper) & (bounded.upper > problem.upper)).any():  # a bound too low, from seeds too alike
             theta, values, done = minimise(bounded, width)
         settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width, "weighted": weighted}
-        return cls.at(bounded, table, settings, theta=theta, values=values, done=done)
+        return cls.ended_at(bounded, table, settings, theta=theta, values=values, done=done)
 
     @classmethod
-    def at(
+    def ended_at(
         cls, problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
     ) -> Self:
         """The fit whose best start ended at `theta` [P], among starts of objectives `values` [starts]."""

@@ -44,8 +44,8 @@ class Fit(Estimate):
                 interval = f"{low:.4g} to {high:.4g}"
             except FitRefused as reason:
                 interval = str(reason)
-            shown = "not determined" if name in self.undetermined else f"{value:.4g}"
-            rows.append(f"<tr><td>{escape(name)}</td><td>{shown}</td><td>{escape(interval)}</td></tr>")
+            estimate = "not determined" if name in self.undetermined else f"{value:.4g}"
+            rows.append(f"<tr><td>{escape(name)}</td><td>{estimate}</td><td>{escape(interval)}</td></tr>")
         head = "<tr><th>parameter</th><th>value</th><th>95 % interval</th></tr>"
         about = f"{self.law.name}: {self.law.formula}; {self.n_points} points, {self.status}"
         return f"<p>{escape(about)}</p><table>{head}{''.join(rows)}</table>"
@@ -69,7 +69,7 @@ class Fit(Estimate):
     def beyond(self, points: Columns) -> Array:
         """How many times outside the range of the fitted points each row lies, [n], by its worst input; 1 inside."""
         logs = read_inputs(self.law, points)
-        out = [np.maximum(logs[k] - seen.max(), seen.min() - logs[k]) for k, seen in self.points.logs.items()]
+        out = [np.maximum(logs[k] - fitted.max(), fitted.min() - logs[k]) for k, fitted in self.points.logs.items()]
         return np.asarray(np.exp(np.maximum(np.max(out, axis=0), 0.0)))
 
     def subset(self, rows: NDArray[np.bool_]) -> Self:
@@ -144,9 +144,9 @@ class Fit(Estimate):
         try:
             boot = self._default_bootstrap
             intervals = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}
-            method, why = boot.method, boot.reason
+            method, reason_for_method = boot.method, boot.reason
         except FitRefused as reason:
-            intervals, method, why = dict.fromkeys(self.parameters), f"refused: {reason}", ""
+            intervals, method, reason_for_method = dict.fromkeys(self.parameters), f"refused: {reason}", ""
         counts = ("starts_agreeing", "starts", "n_points", "n_configurations", "degrees_of_freedom")
         return {
             "law": self.law.name,
@@ -154,7 +154,7 @@ class Fit(Estimate):
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
-            "interval_reason": why,
+            "interval_reason": reason_for_method,
             "refits": asdict(self.refits),
             "lack_of_fit": self._lack_of_fit_summary(),
             "objective": _finite(self.objective),

@@ -139,8 +139,8 @@ class Law:
 
     def predict(self, parameters: Mapping[str, Any], logs: Mapping[str, Array]) -> Array:
         """Response in its own units, [batch, n], for parameters by name, each a number or [batch]."""
-        named = self.naming.coordinates(parameters) if self.naming else parameters
-        exponents = np.stack(np.broadcast_arrays(*(np.atleast_1d(named[p]) for p in self.coordinates)), axis=1)
+        coordinates = self.naming.coordinates(parameters) if self.naming else parameters
+        exponents = np.stack(np.broadcast_arrays(*(np.atleast_1d(coordinates[p]) for p in self.coordinates)), axis=1)
         coefficients, exponents = np.split(exponents, [len(self.coefficients)], axis=1)
         prediction: Array = (coefficients[:, :, None] * np.exp(self.terms(logs, exponents))).sum(axis=1)
         return prediction

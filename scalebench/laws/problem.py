@@ -43,7 +43,7 @@ class Affine:
 
 
 def _selected(chosen: NDArray[np.bool_]) -> Selection:
-    """What picks the chosen entries of an axis: a slice where they are neighbours, as it copies nothing."""
+    """The index of the chosen entries of an axis: a slice if they are adjacent, since it makes no copy."""
     index = np.flatnonzero(chosen)
     neighbours = index.size > 0 and index[-1] - index[0] == index.size - 1
     return slice(int(index[0]), int(index[-1]) + 1) if neighbours else index
@@ -67,14 +67,14 @@ class Problem:
     log_space: bool
     centre: dict[str, float] = field(default_factory=dict)
     overestimate: float = 1.0
-    held: int | None = None
+    fixed: int | None = None
 
     @cached_property
     def free(self) -> NDArray[np.bool_]:
         """Which of the P parameters are not pinned, [P]."""
         free: NDArray[np.bool_] = np.atleast_2d(self.lower < self.upper)[0]
-        if self.held is not None:
-            free[self.held] = False
+        if self.fixed is not None:
+            free[self.fixed] = False
         return free
 
     def split(self, theta: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -257,8 +257,8 @@ class Problem:
         """Parameters by their usual names in natural units, each [batch]."""
         coefficients, exponents = self.split(theta)
         natural = np.concatenate([coefficients * np.exp(-self.centres(exponents)), exponents], axis=1)
-        named = dict(zip(self.law.coordinates, natural.T, strict=True))
-        return self.law.naming.usual(named, self.centre) if self.law.naming else named
+        coordinates = dict(zip(self.law.coordinates, natural.T, strict=True))
+        return self.law.naming.usual(coordinates, self.centre) if self.law.naming else coordinates
 
 
 def huber_weights(residuals: Array, width: float) -> tuple[Array, Array]:

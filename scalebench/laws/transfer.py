@@ -1,4 +1,4 @@
-"""The law of transfer: how much data from scratch the knowledge of a model that was trained before is worth."""
+"""The law of transfer: how much data from scratch earlier training is worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who else ran on a trial's cores: their busy time by the kernel's account, less what the trial itself used.
+"""Load of other programs on a trial's cores: their busy time by the kernel's account, less what the trial itself used.
 
 Times of a trial count as exclusive only while others used no more than ``OTHERS_LIMIT`` of its cores' time. Busy is the
 time in user and kernel mode of all processes, interrupts included, that ``/proc/stat`` counts in ticks of 10 ms; time
@@ -47,7 +47,7 @@ def others_limit() -> float:
 
 
 def core_use(cpus: Sequence[int]) -> CoreUse | None:
-    """Return what has been used of these cores; None where the system does not tell."""
+    """Return the use of these cores so far; None if the system does not report it."""
     try:
         text = Path("/proc/stat").read_text(encoding="utf-8")
     except OSError:
@@ -57,6 +57,6 @@ def core_use(cpus: Sequence[int]) -> CoreUse | None:
     if not usage_rows:
         return None
     ticks = sum(int(row[index]) for row in usage_rows for index in BUSY_FIELDS)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usage = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own_s = sum(part.ru_utime + part.ru_stime for part in usage)
     return CoreUse(len(usage_rows), ticks / os.sysconf("SC_CLK_TCK"), own_s, time.monotonic())

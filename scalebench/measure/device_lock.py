@@ -83,12 +83,12 @@ class FileLock:
 
     def release(self) -> None:
         """Release the lock."""
-        file, self._file = self._file, None  # first: whoever waits goes on as soon as it is closed
+        file, self._file = self._file, None  # first: the next process waiting goes on as soon as it is closed
         if file is not None:
             os.close(file)
 
     @contextlib.contextmanager
-    def held(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def holding(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the lock during a ``with`` block; see ``take``."""
         self.take(shared=shared, waiting=waiting)
         try:

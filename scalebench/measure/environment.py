@@ -26,7 +26,7 @@ PACKAGES = ("numpy", "pandas", "pyarrow", "scipy", "triton")  # whose versions a
 
 
 def command_line() -> str:
-    """Return the command line, quoted for a shell, without what looks like a secret."""
+    """Return the command line, quoted for a shell, with secrets removed."""
     program = Path(sys.argv[0])
     start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return shlex.join([*start, *hide_in_words(sys.argv[1:])])
@@ -136,7 +136,7 @@ def environment(device_kind: str) -> dict[str, Any]:
 
 
 def environment_file(device_kind: str) -> dict[str, Any]:
-    """Return the content of environment.json: the columns, and what is too long for a row."""
+    """Return the content of environment.json: the columns, and entries too long for a row."""
     import torch
 
     prefixes = ("OMP_", "MKL_", "CUDA_", "TORCH", "TRITON_", "PYTORCH_", "NCCL_", "SCALEBENCH_")

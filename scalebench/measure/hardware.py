@@ -141,7 +141,7 @@ def matmul_ceiling(precision: str, threads: int, sides: Sequence[int] = CPU_SIDE
 
 
 def cpu_peak(precision: str, threads: int) -> Peak:
-    """Return the CPU's measured ceiling, or none with the reason for a precision it does not compute in."""
+    """Return the CPU's measured ceiling, or the reason for a precision that it does not support."""
     if precision == "float16":
         return Peak(None, "float16 is not computed with on a CPU")
     return matmul_ceiling(precision, threads)

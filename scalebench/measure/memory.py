@@ -96,16 +96,16 @@ def split_columns(
 
     tracker = Tracker(model)
     tracker.track_external(optimizer)
-    seen: list[dict[str, int]] = []
+    snapshots: list[dict[str, int]] = []
     with tracker:
         for step in range(2):
             backward(step)
-            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # here the gradients exist
+            snapshots.append(_by_category(tracker.get_tracker_snapshot("current")))  # here the gradients exist
             optimizer.step()
-            seen.append(_by_category(tracker.get_tracker_snapshot("current")))
+            snapshots.append(_by_category(tracker.get_tracker_snapshot("current")))
             optimizer.zero_grad()
         at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
-    own = {name: max(snapshot[name] for snapshot in [at_peak, *seen]) for name in at_peak}
+    own = {name: max(snapshot[name] for snapshot in [at_peak, *snapshots]) for name in at_peak}
     return {
         **{f"memory_{name}_bytes": size for name, size in own.items()},
         **{f"memory_at_peak_{name}_bytes": size for name, size in at_peak.items()},
@@ -125,21 +125,21 @@ def held_columns(
     """
     parameters = _held_bytes(model.parameters())
     state = _held_bytes(value for tensors in optimizer.state.values() for value in tensors.values())
-    held = {
+    categories = {
         "parameters": parameters + copies_bytes,
         "gradients": gradient_bytes or parameters,
         "optimizer": state,
         "other": _held_bytes(model.buffers()),
     }
     return {
-        **{f"memory_{name}_bytes": size for name, size in held.items()},
-        "memory_activations_bytes": None if peak_bytes is None else max(0, peak_bytes - sum(held.values())),
+        **{f"memory_{name}_bytes": size for name, size in categories.items()},
+        "memory_activations_bytes": None if peak_bytes is None else max(0, peak_bytes - sum(categories.values())),
         "memory_split_method": "sizes of tensors; activations: what else the CUDA allocator held at its peak",
     }
 
 
 def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
-    """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
+    """Run one call of a model under torch's MemTracker, without gradients, and return its peak by category.
 
     A cache of keys and values is among the activations.
     """
@@ -151,9 +151,9 @@ def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | s
     with torch.no_grad(), tracker:
         call()
         at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
-    held = {name: size for name, size in at_peak.items() if name not in ("gradients", "optimizer")}
+    categories = {name: size for name, size in at_peak.items() if name not in ("gradients", "optimizer")}
     return {
-        **{f"memory_at_peak_{name}_bytes": size for name, size in held.items()},
+        **{f"memory_at_peak_{name}_bytes": size for name, size in categories.items()},
         "memory_tracked_peak_bytes": sum(at_peak.values()),
         "memory_split_method": "torch MemTracker over one untimed call",
     }
@@ -171,13 +171,13 @@ def _held_bytes(values: Iterable[Any]) -> int:
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
-    """Return what storing parameters and optimizer state takes, tied parameters once, headers left out."""
+    """Return the bytes of stored parameters and optimizer state, tied parameters once, without headers."""
     state = (value for tensors in optimizer.state.values() for value in tensors.values())
     return _tensor_bytes(model.parameters()) + _tensor_bytes(model.buffers()) + _tensor_bytes(state)
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's parameters and persistent buffers, tied ones once: what storing it takes."""
+    """Return the bytes of the model's parameters and persistent buffers, tied ones once: its size when stored."""
     stored = set(model.state_dict())
     buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
     return sum(_bytes_inside(tensor) for tensor in [*model.parameters(), *buffers])

@@ -1,4 +1,4 @@
-"""What looks like a secret, taken out of what is recorded: command lines and environment variables."""
+"""Remove secrets from recorded command lines and environment variables."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def hide(text: str) -> str:
 
 def hide_in_words(words: Iterable[str]) -> list[str]:
     """Return the words of a command line with ``***`` for secrets, also for the word after ``--hf-token``."""
-    shown: list[str] = []
+    hidden: list[str] = []
     option = ""
     for word in words:
-        shown.append(HIDDEN if NAME.search(option) and not word.startswith("-") else hide(word))
+        hidden.append(HIDDEN if NAME.search(option) and not word.startswith("-") else hide(word))
         option = word if word.startswith("-") and "=" not in word else ""
-    return shown
+    return hidden
 
 
 def hide_in_variables(variables: Mapping[str, str]) -> dict[str, str]:

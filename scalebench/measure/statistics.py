@@ -271,7 +271,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Verdict:
-    """FASTER, SLOWER, SAME or INCONCLUSIVE, or None if a comparison is not allowed; ``reason`` says why."""
+    """FASTER, SLOWER, SAME or INCONCLUSIVE, or None if a comparison is not allowed; ``reason`` is why."""
 
     word: str | None
     reason: str
@@ -281,7 +281,7 @@ def verdict(ratio: Interval, margin: float = MARGIN, machines: tuple[str, str] |
     """Compare the interval of a ratio of times with an equivalence margin.
 
     FASTER if all of it is below 1/(1 + margin), SLOWER if above 1 + margin, SAME if between the two (two one-sided
-    tests), otherwise INCONCLUSIVE. INCONCLUSIVE also for a single process, which says nothing about the variance
+    tests), otherwise INCONCLUSIVE. INCONCLUSIVE also for a single process, which does not show the variance
     between processes. No verdict if the ``machines`` differ.
     """
     if machines and machines[0] != machines[1]:

@@ -12,8 +12,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
     """MemTracker that allows a step or call to run the model several times, once per micro-batch or token.
 
-    It keeps what the model holds altogether. What each of its modules holds, which nobody reads, takes MemTracker most
-    of its time: after every operation it goes through all modules.
+    It keeps what the model holds altogether. Tracking each of its modules, which is not used here, takes most of
+    MemTracker's time: after every operation it goes through all modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,8 +32,8 @@ class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, u
 
     def get_tracker_snapshot(self, type: str = "current") -> dict[torch.device, dict[Any, int]]:  # noqa: A002 - torch's
         """Return bytes by device and category, now or at the peak."""
-        held = self._peak_mem_snap if type == "peak" else self._curr_mem_snap
-        return {device: dict(sizes) for device, sizes in held.items()}
+        snapshot = self._peak_mem_snap if type == "peak" else self._curr_mem_snap
+        return {device: dict(sizes) for device, sizes in snapshot.items()}
 
     def _update_peak_stats(self, peak_state: Any) -> None:  # noqa: ARG002 - of modules
         for device, sizes in self._curr_mem_snap.items():

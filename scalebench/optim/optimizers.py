@@ -133,10 +133,10 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
     inner: set[int] = set()
     for module in model.modules():
-        named = ("weight",) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
+        weights = ("weight",) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
         recurrent = isinstance(module, nn.RNNBase)
         names = [name for name, _ in module.named_parameters(recurse=False) if recurrent and name.startswith("weight")]
-        inner |= {id(getattr(module, name)) for name in (*named, *names, *getattr(module, "STACKS", ()))}
+        inner |= {id(getattr(module, name)) for name in (*weights, *names, *getattr(module, "STACKS", ()))}
     return inner - {id(parameter) for layer in _outer_layers(model) for parameter in layer.parameters()}
 
 

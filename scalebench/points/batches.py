@@ -85,9 +85,9 @@ def check_unique(place: str, names: Sequence[str]) -> None:
     """Raise ``PointsError`` for columns of one name."""
     positions = {name: [str(i) for i, other in enumerate(names, 1) if other == name] for name in names}
     lines = [
-        f"{place}: column {name!r} appears {len(at)} times, at positions {', '.join(at)}"
-        for name, at in positions.items()
-        if len(at) > 1
+        f"{place}: column {name!r} appears {len(places)} times, at positions {', '.join(places)}"
+        for name, places in positions.items()
+        if len(places) > 1
     ]
     if lines:
         raise PointsError(lines)

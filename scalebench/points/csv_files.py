@@ -1,6 +1,6 @@
-"""CSV and TSV files: the delimiter, the encoding and the header found out, the rows read by pyarrow in blocks.
+"""CSV and TSV files: the delimiter, encoding and header are detected, the rows read by pyarrow in blocks.
 
-pyarrow takes blocks of 4 MiB: a file larger than memory takes about 350 MB. What this file adds is the line of a wrong
+pyarrow takes blocks of 4 MiB: a file larger than memory takes about 350 MB. This file adds the line number of a wrong
 cell, which pyarrow does not know, and the header. experiments/bench_points.py compares duckdb and polars.
 """
 

@@ -85,21 +85,21 @@ def is_log(path: Path) -> bool:
     return path.is_dir() and next(_runs(path), None) is not None
 
 
-def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
+def _runs(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (kind, folder or file) of each run below a folder."""
-    pending = [(folder, 0)]
+    pending = [(root, 0)]
     while pending:
-        here, depth = pending.pop(0)
-        if (here / TRAINER_STATE).is_file():
-            yield "trainer", here / TRAINER_STATE
-        elif (here / DATABASE).is_file():
-            yield "database", here / DATABASE
-        elif (here / "metrics").is_dir() and (here / "meta.yaml").is_file():
-            yield "mlflow", here
-        elif next(here.glob(EVENTS), None) is not None:
-            yield "events", here
-        elif depth < DEEPEST and not (here / "study.json").exists():
-            folders = [child for child in sorted(here.iterdir()) if child.is_dir() and child.name != "trials"]
+        folder, depth = pending.pop(0)
+        if (folder / TRAINER_STATE).is_file():
+            yield "trainer", folder / TRAINER_STATE
+        elif (folder / DATABASE).is_file():
+            yield "database", folder / DATABASE
+        elif (folder / "metrics").is_dir() and (folder / "meta.yaml").is_file():
+            yield "mlflow", folder
+        elif next(folder.glob(EVENTS), None) is not None:
+            yield "events", folder
+        elif depth < DEEPEST and not (folder / "study.json").exists():
+            folders = [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name != "trials"]
             pending += [(child, depth + 1) for child in folders]
 
 
@@ -112,11 +112,11 @@ def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
         newest = {_run_name(path, place): (kind, place) for kind, place in runs}  # checkpoints of a run: the last one
         runs = list(newest.values())
     frames = [READERS[kind](place) for kind, place in runs]
-    named = [
+    with_names = [
         frame if kind == "database" else frame.assign(**{RUN: _run_name(path, place)})
         for (kind, place), frame in zip(runs, frames, strict=True)
     ]
-    frame = pd.concat(named, ignore_index=True)
+    frame = pd.concat(with_names, ignore_index=True)
     kinds = ", ".join(dict.fromkeys(NAMES[kind] for kind, _ in runs))
     number = frame[RUN].nunique()
     return frame, f"{kinds}, {number_of(number, 'run')}; {_columns_of(frame)}"
@@ -161,20 +161,20 @@ def _database_rows(path: Path) -> pd.DataFrame:
     """Return the runs of MLflow's database: their metrics by step, and their parameters in every row."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            named = pd.read_sql_query("select run_uuid, name from runs where lifecycle_stage = 'active'", database)
+            run_names = pd.read_sql_query("select run_uuid, name from runs where lifecycle_stage = 'active'", database)
             metrics = pd.read_sql_query("select run_uuid, step, key, value from metrics where is_nan = 0", database)
             parameters = pd.read_sql_query("select run_uuid, key, value from params", database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise PointsError([f"{path}: not a database of MLflow ({error})"]) from error
-    metrics = metrics[metrics["run_uuid"].isin(named["run_uuid"])]
+    metrics = metrics[metrics["run_uuid"].isin(run_names["run_uuid"])]
     if metrics.empty:
         raise PointsError([f"{path}: no active run has a metric"])
     wide = metrics.pivot_table("value", ["run_uuid", STEP], "key", aggfunc="last").reset_index()
     if len(parameters):
         wide = wide.merge(parameters.pivot_table("value", "run_uuid", "key", "last"), "left", "run_uuid")
-    repeated = named["name"].duplicated(keep=False) | named["name"].isna()
-    names = named["name"].where(~repeated, named["name"].fillna("") + " " + named["run_uuid"]).str.strip()
-    return wide.assign(**{RUN: wide["run_uuid"].map(dict(zip(named["run_uuid"], names, strict=True)))}).drop(
+    repeated = run_names["name"].duplicated(keep=False) | run_names["name"].isna()
+    names = run_names["name"].where(~repeated, run_names["name"].fillna("") + " " + run_names["run_uuid"]).str.strip()
+    return wide.assign(**{RUN: wide["run_uuid"].map(dict(zip(run_names["run_uuid"], names, strict=True)))}).drop(
         columns="run_uuid"
     )
 

@@ -77,7 +77,7 @@ def _open_by_suffix(path: Path) -> Table:
 
 
 def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> Table:
-    """Return a data frame as a table; ``note`` says how it came about."""
+    """Return a data frame as a table; ``note`` is how it was made."""
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = frame[name].iloc[row]

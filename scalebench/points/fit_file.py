@@ -84,7 +84,7 @@ def to_document(fit: Fit, table: PointTable, tested: Backtest | None) -> dict[st
 def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
     """Read the JSON of a fit and make the fit again from the points in it. Raises ``StoreError``.
 
-    A file without ``refits`` is of a time when every interval was drawn as the defaults say.
+    A file without ``refits`` was written when all intervals used the default settings.
     """
     document = read_json(path)
     missing = [key for key in ("law", "points", *OPTIONS) if key not in document]
@@ -92,7 +92,17 @@ def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
         raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --output FILE`")
     try:
         refits = Refits(**document.get("refits", {}))
+        _check_shapes(refits, document.get("source") or {})
         refitted = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})
         return replace(refitted, refits=refits), document
-    except (FitRefused, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # FitRefused is a ValueError
         raise StoreError(f"{path}: the fit in it cannot be made again ({error})") from error
+
+
+def _check_shapes(refits: Refits, source: Any) -> None:
+    """Raise ``TypeError`` for values of a fit's JSON that are of another kind than those that are written."""
+    if type(refits.n) is not int or type(refits.seed) is not int:
+        raise TypeError(f"refits: n and seed are whole numbers, not {refits.n!r} and {refits.seed!r}")
+    columns = source.get("columns", {})
+    if not all(isinstance(name, str) for name in columns.values()):
+        raise TypeError(f"source: columns: expected names of columns, not {columns!r}")

@@ -34,7 +34,7 @@ _OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[{_GAPS}]\d{{3}})+(?:[.,]\d*)?{
 
 
 def number(text: str) -> float:
-    """Return the number that a text stands for: 7e9, 124M, 1.3B, 1,234,567, 3,14. Raises ``ValueError``."""
+    """Read a number: 7e9, 124M, 1.3B, 1,234,567, 3,14. Raises ``ValueError``."""
     value = plain(text, mark_of([text]) or ".")
     if _ONE_COMMA.fullmatch(without_suffix(text)) or "_" in value:
         raise ValueError(f"{text!r} may be two numbers; write it as 1234567.8")
@@ -49,7 +49,7 @@ BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB":
 
 
 def number_with_unit(text: str, units: Mapping[str, float]) -> float:
-    """Return the number that a text stands for, times its unit where it names one: 2ms, 40kB. Raises ``ValueError``."""
+    """Read a number, times its unit if it has one: 2ms, 40kB. Raises ``ValueError``."""
     unit = max((unit for unit in units if text.endswith(unit)), key=len, default="")
     try:
         return number(text.removesuffix(unit).strip()) * units.get(unit, 1.0)
@@ -58,14 +58,14 @@ def number_with_unit(text: str, units: Mapping[str, float]) -> float:
 
 
 def byte_count(text: str) -> float:
-    """Return the bytes that a text stands for: 40k, 40kB, 64KiB. Raises ``ValueError``, also for 40B, which is two."""
+    """Read a number of bytes: 40k, 40kB, 64KiB. Raises ``ValueError``, also for 40B, which is ambiguous."""
     if text.endswith("B") and not text.endswith(tuple(BYTES)):
         raise ValueError(f"{text!r} may be bytes or 10^9 of them; write the number alone, or with G")
     return number_with_unit(text, BYTES)
 
 
 def mark_of(cells: Iterable[str]) -> Mark | None:
-    """Return the decimal mark that the cells of a file show, or None where none does."""
+    """Return the decimal mark that the cells of a file show, or None."""
     for cell in cells:
         text = without_suffix(cell.strip())
         if _DECIMAL_COMMA.fullmatch(text) or (text.count(".") > 1 and _DOT_GROUPS.fullmatch(text)):
@@ -82,7 +82,7 @@ def without_suffix(text: str) -> str:
 
 
 def plain(text: str, mark: Mark | None) -> str:
-    """Return a number as Python writes it; any other text, or one that has two readings, as it is."""
+    """Return a number as Python writes it; any other text, or an ambiguous one, unchanged."""
     text = text.strip()
     suffixed = _SUFFIXED.fullmatch(text)
     if suffixed:
@@ -106,8 +106,3 @@ def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:
 
     series = pd.Series(cells).astype(object)
     return np.asarray(pd.to_numeric(series.map(lambda cell: plain(str(cell), mark)), errors="coerce"), dtype=np.float64)
-
-
-def is_ambiguous(text: str, mark: Mark | None) -> bool:
-    """Whether a text has two readings that nothing in its file decides."""
-    return mark is None and bool(_ONE_COMMA.fullmatch(without_suffix(text)))

@@ -69,12 +69,12 @@ def law_columns(
     for role in (*law.inputs, law.response):
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
-        named = next((name for name in roles if name in by_role), None)
+        chosen = next((name for name in roles if name in by_role), None)
         by_flops = role == ("params" if "tokens" in by_role else "tokens") and role not in names
-        if named is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
+        if chosen is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
             columns["flops"] = by_role["flops"]
         else:
-            columns[role] = by_role[named] if named else defaults.get(role, role)
+            columns[role] = by_role[chosen] if chosen else defaults.get(role, role)
     return columns | ({CONFIG: by_role[CONFIG]} if CONFIG in by_role else {})
 
 
@@ -88,10 +88,10 @@ def read_roles(
     defaults = (
         {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if is_results(path) else {}
     )
-    named = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
+    columns_by_role = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names
-    used = {role: name for role, name in named.items() if role in (*roles, *by_role) or name in present}
+    used = {role: name for role, name in columns_by_role.items() if role in (*roles, *by_role) or name in present}
     columns = {CONFIG if role == RUN else role: name for role, name in used.items()}  # the reader's one role of text
-    options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
+    options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in columns_by_role}
     values = read_columns(path, columns, where, options=options).values
     return {RUN if role == CONFIG else role: column for role, column in values.items()}

@@ -70,8 +70,8 @@ def read_columns(
     condition, table = _parse(where), open_table(path)
     columns = {**columns, LAST_OF: last_of} if last_of else columns
     needed = list(dict.fromkeys([*columns.values(), *(condition.names if condition else ())]))
-    named = {columns[role]: option for role, option in options.items() if role in columns}
-    _check_names(path, needed, table.names, named, table.note)
+    option_of = {columns[role]: option for role, option in options.items() if role in columns}
+    _check_names(path, needed, table.names, option_of, table.note)
     mark = cache(lambda: _decimal_mark(table, needed))
     parts: dict[str, list[NDArray[Any]]] = {role: [] for role in columns}
     rows = selected = 0

@@ -10,7 +10,7 @@ BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # as Excel wr
 
 
 def is_gzipped(path: Path) -> bool:
-    """Whether a file's name says that it is compressed, in capitals too."""
+    """Whether a file's name has the ending of a compressed file, in upper case too."""
     return path.suffix.lower() == ".gz"
 
 
@@ -20,7 +20,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, errors: str = "strict") -> TextIO:
-    """Open a file's text, with its line ends as they are."""
+    """Open a file's text without converting its line ends."""
     encoding = encoding_of(path)
     if is_gzipped(path):
         return gzip.open(path, "rt", encoding=encoding, errors=errors, newline="")

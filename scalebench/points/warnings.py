@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.laws import Fit
-from scalebench.points.doubts import unit_doubts
+from scalebench.points.table_warnings import unit_warnings
 
 COUNTS = {"params": "parameters", "tokens": "tokens"}
 SWAPPED = 0.75  # share of rows with fewer tokens than parameters, rare in real studies
@@ -25,7 +25,7 @@ def point_warnings(values: Mapping[str, Any]) -> list[str]:
     lines = [f"{COUNTS[role]} are at most {np.max(values[role]):g}: is that a count, not millions or billions of them? "
              "FLOPs (6ND) and predictions need counts"
              for role in COUNTS if role in values and _in_another_unit(np.asarray(values[role]))]  # fmt: skip
-    lines += unit_doubts(values) if not lines else []
+    lines += unit_warnings(values) if not lines else []
     if {"params", "tokens"} <= set(values) and not lines:
         fewer = int((values["tokens"] < values["params"]).sum())
         if fewer > SWAPPED * len(values["tokens"]):
@@ -56,7 +56,7 @@ def shape_warnings(fitted: Fit) -> list[str]:
 
 
 def far_warnings(fitted: Fit) -> list[str]:
-    """Return a line on each configuration that lies far from the law, where the others lie close to it."""
+    """Return a line on each configuration far from the law, if the others are close to it."""
     return [
         f"{fitted.law.response} at {', '.join(f'{name} {value:.4g}' for name, value in far.inputs.items())} is "
         f"{abs(far.error_percent):.2g} % {'above' if far.error_percent > 0 else 'below'} the law "

@@ -102,7 +102,7 @@ def _tree(text: str) -> tuple[ast.expr, tuple[str, ...]]:
 
 
 def _identifier(quoted: re.Match[str]) -> str:
-    """Return an identifier that stands for a name in backticks, the value of a number such as 124M; text as it is."""
+    """Return the identifier for a name in backticks, the value of a number such as 124M; other text unchanged."""
     if quoted["suffixed"]:
         return repr(number(quoted[0]))
     return BACKTICKED + quoted[0].encode().hex() if quoted[0].startswith("`") else quoted[0]
@@ -142,7 +142,7 @@ def _number(node: ast.expr, columns: Columns) -> Any:
 
 
 def _compare(node: ast.Compare, columns: Columns) -> Any:
-    """Compare neighbours, as in ``a < b < c``; beside a text, columns are read as text."""
+    """Compare neighbours, as in ``a < b < c``; compared with a text, columns are read as text."""
     sides = [node.left, *node.comparators]
     kind: Kind = "text" if any(map(_has_text, sides)) else "number"
     links = zip(node.ops, pairwise(sides), strict=True)
@@ -162,8 +162,18 @@ def _link(op: ast.cmpop, left: ast.expr, right: ast.expr, kind: Kind, columns: C
         return np.asarray(within, dtype=bool) ^ isinstance(op, ast.NotIn)
     if type(op) not in COMPARISONS:
         raise _refusal(ast.Compare(left, [op], [right]))
+    if kind == "text" and not isinstance(op, ast.Eq | ast.NotEq) and any(map(_is_quoted_number, (left, right))):
+        raise _refusal(ast.Compare(left, [op], [right]), "texts are compared by letters: write the number unquoted")
     matches = COMPARISONS[type(op)](_side(left, kind, columns), _side(right, kind, columns))
     return np.asarray(matches, dtype=bool)
+
+
+def _is_quoted_number(node: ast.expr) -> bool:
+    """Whether a side of a comparison is a text such as '1e8', which no user wants to come after '125'."""
+    try:
+        return isinstance(node, ast.Constant) and isinstance(node.value, str) and number(node.value) is not None
+    except ValueError:
+        return False
 
 
 def _side(node: ast.expr, kind: Kind, columns: Columns) -> Any:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scalebench.store import Results
     from scalebench.store.comparisons import Comparisons
 
-__all__ = ["picture", "render", "report", "verdict", "write"]
+__all__ = ["conclusions", "picture", "render", "report", "write"]
 
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
@@ -61,8 +61,8 @@ def picture(study: StudyAnalysis, output: Path) -> Path:
     return page.draw_picture(study, output)
 
 
-def verdict(study: StudyAnalysis) -> list[str]:
+def conclusions(study: StudyAnalysis) -> list[str]:
     """Return the sentences at the head of a study's section."""
     from scalebench.reporting.sections import section_for
 
-    return list(section_for(study).verdict(study))
+    return list(section_for(study).conclusions(study))

@@ -10,7 +10,7 @@ from scalebench.analysis.chain import chain_of, cost_of
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting.tables import Table, number, table, word
 
-COLUMNS = ("study", "trials", "compute of its own", "share of the chain")
+COLUMNS = ("study", "trials", "own compute", "share of the chain")
 
 
 def chain_tables(study: StudyAnalysis) -> Iterator[Table]:

@@ -57,9 +57,9 @@ function plot(svg, table, group, columns, logs) {
   for (const { row, at } of points) {
     const series = group ? group.names.indexOf(row.cells[group.place].textContent) : 0;
     const color = series < 0 ? "--muted" : `--s${series + 1}`;
-    const said = columns.map(({ place, name }) => `${name} ${row.cells[place].textContent}`).join(", ");
+    const summary = columns.map(({ place, name }) => `${name} ${row.cells[place].textContent}`).join(", ");
     svg.append(element("use", { href: `#${svg.id}-dot`, x: x.place(at[0]), y: y.place(at[1]), style: `fill: var(${color})` },
-      element("title", {}, `${row.cells[0].textContent}: ${said}`)));
+      element("title", {}, `${row.cells[0].textContent}: ${summary}`)));
   }
 }
 

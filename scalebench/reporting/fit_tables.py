@@ -68,10 +68,10 @@ def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] =
             text, interval = bounded(value, *trend.interval(parameter), unit=unit if has_unit else "")
             at_bound = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
-            shown: Cell = (text, value)
+            value_cell: Cell = (text, value)
             if parameter in trend.fit.undetermined:  # the ends of its interval are those of the search
-                shown, ended, interval = ("not determined", None), _why_open(trend.fit, parameter), ""
-            rows.append((word(name), word(symbol(parameter)), shown, word(interval or None), word(ended)))
+                value_cell, ended, interval = ("not determined", None), _why_open(trend.fit, parameter), ""
+            rows.append((word(name), word(symbol(parameter)), value_cell, word(interval or None), word(ended)))
     return Table(
         "Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows), appendix=True
     )
@@ -121,7 +121,7 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
 
     The exponent of a series beyond those ``to_fit`` is that of its means, without an interval.
     """
-    rows, places, shown = [], ranked(all_series), {id(series) for series in to_fit(all_series)}
+    rows, places, fitted = [], ranked(all_series), {id(series) for series in to_fit(all_series)}
     for series in places:
         best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
         behind, digits = last["mean"] - best["mean"], decimals_of(float(np.hypot(last["se"], best["se"])))
@@ -129,7 +129,7 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
         near = "within noise of the lowest" if within_noise(last, best) else "higher"
         place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
-        exponent = _exponent(series.loss_all if id(series) in shown else series.loss_of_means)
+        exponent = _exponent(series.loss_all if id(series) in fitted else series.loss_of_means)
         rows.append((word(series.label or "all trials"), number(last["size"]), loss, above, exponent,
                      word(place)))  # fmt: skip
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
@@ -137,8 +137,8 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
     if all(row[EXPONENT] == NO_FIT for row in rows):
         return Table(caption, _without(columns, EXPONENT), tuple(_without(row, EXPONENT) for row in rows))
     caption += " Exponents are those of the fitted laws, with 95 % intervals."
-    if len(shown) < len(places):
-        caption += " Exponents without an interval are of laws fitted to the means."
+    if len(fitted) < len(places):
+        caption += " Exponents without an interval come from laws fitted to the means."
     return Table(caption, columns, tuple(rows))
 
 
@@ -170,15 +170,15 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
         for factor in NEXT_FACTORS for size in [factor * float(series.sizes["size"].max())]
     ]  # fmt: skip
     per_row = [answers for *_, answers in projected]
-    shown = [name for name in PROJECTED if any(name in each and each[name].value is not None for each in per_row)]
-    if not {*shown} - {"data"}:
+    predicted = [name for name in PROJECTED if any(name in each and each[name].value is not None for each in per_row)]
+    if not {*predicted} - {"data"}:
         return _no_projections(all_series)
     rows = [
         (word(series.label or "all trials"), number(size), word(f"×{factor}"),
-         *(projected_cell(answers.get(name), "\n") for name in shown))
+         *(projected_cell(answers.get(name), "\n") for name in predicted))
         for series, factor, size, answers in projected
     ]  # fmt: skip
-    columns = ("series", "size", "largest size ×", *(HEADINGS.get(name, name) for name in shown))
+    columns = ("series", "size", "largest size ×", *(HEADINGS.get(name, name) for name in predicted))
     caption = "Projections for a new run beyond the data, with 95 % intervals."
     return replace(table(caption, columns, rows, len(all_series)), topic="projection")
 
@@ -215,17 +215,17 @@ def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> C
 
 def fitted_note(all_series: Sequence[Series]) -> str:
     """Return a sentence where the laws of some series only are shown; it begins with a space."""
-    shown = to_fit(all_series)
-    if len(shown) == len(all_series):
+    fitted = to_fit(all_series)
+    if len(fitted) == len(all_series):
         return ""
-    return f" Of the {len(shown)} of {len(all_series)} series with the lowest loss at their largest size."
+    return f" Of the {len(fitted)} of {len(all_series)} series with the lowest loss at their largest size."
 
 
 def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
     """Return every table of fits, of the series ``to_fit``; ``surfaces`` are those of size and data."""
-    shown, note = to_fit(all_series), fitted_note(all_series)
-    of_fits = (predictions_table(shown), backtest_table(shown), parameters_table(shown, surfaces),
-               fits_table(shown, surfaces))  # fmt: skip
+    fitted, note = to_fit(all_series), fitted_note(all_series)
+    of_fits = (predictions_table(fitted), backtest_table(fitted), parameters_table(fitted, surfaces),
+               fits_table(fitted, surfaces))  # fmt: skip
     predictions, *others = (replace(table, caption=table.caption + note) for table in of_fits)
     rankings = [ranking_table(all_series)] if len(ranked(all_series)) > 1 else []
-    return (*rankings, predictions, *others) if len(all_series) > len(shown) else (predictions, *rankings, *others)
+    return (*rankings, predictions, *others) if len(all_series) > len(fitted) else (predictions, *rankings, *others)

@@ -53,15 +53,15 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
 def _series(marks: Marks) -> dict[str, str]:
     """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it.
 
-    Empty where there is only one.
+    Empty for a single series.
     """
     handles, labels = marks.axes.get_legend_handles_labels()
-    named: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
         variable = CSS_COLORS.get(color_of(handle) or "", "")
         if variable.startswith(("--s", "--r")):
-            named.setdefault(variable, []).append(label)
-    alone = {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+            labels_of.setdefault(variable, []).append(label)
+    alone = {texts[0]: variable for variable, texts in labels_of.items() if len(texts) == 1}
     return alone if len(alone) > 1 else {}
 
 

@@ -17,7 +17,7 @@ function linkTo(figure) {
 
 function keepLink(figure, link) {
   link.href = linkTo(figure);
-  // A page in a sandboxed frame has no address of its own.
+  // A page in a sandboxed frame has no URL.
   try { history.replaceState(null, "", link.href); } catch { /* the link has the state all the same */ }
 }
 

@@ -24,8 +24,8 @@ class Finding:
     """A published finding beside the effect that this study measured.
 
     ``value`` is an effect that lies above ``null`` where the published finding holds, ``low`` and ``high`` its 95 %
-    interval over ``seeds`` independent trainings, of one model each or, as ``each`` says, of models of several sizes.
-    Without a ``value``, ``reason`` says why it was not tested.
+    interval over ``seeds`` independent trainings, of one model each or, with ``each``, of models of several sizes.
+    Without a ``value``, ``reason`` is why it was not tested.
 
         Finding(
             "larger models lose less to pruning", "Frantar et al., arXiv:2309.08520",
@@ -118,10 +118,10 @@ def loss_outcome(study: StudyAnalysis) -> Outcome:
     surfaces = [(each.label, each.trend) for each in study.surfaces]
     fitted = [(label, trend) for label, trend in surfaces if not law_text(trend).startswith(REFUSED)]
     fits = fitted or [(each.label, each.loss_all) for each in study.series]
-    named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
+    labels_by_text: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
     for label, trend in fits:
-        named.setdefault(law_text(trend), []).append(label)
-    laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
+        labels_by_text.setdefault(law_text(trend), []).append(label)
+    laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in labels_by_text.items()]
     shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
     return Outcome("validation loss, time, memory", "; ".join(shown))
 
@@ -151,7 +151,7 @@ def outcomes_table(rows: Iterable[tuple[Cell, ...]], links: Sequence[str] = ()) 
     return Table(caption, COLUMNS, tuple(rows), links=tuple(links))
 
 
-def findings_table(named: Sequence[tuple[str, Finding]], links: Sequence[str] = ()) -> Table:
+def findings_table(findings: Sequence[tuple[str, Finding]], links: Sequence[str] = ()) -> Table:
     """Return every finding with the name of the study that tests it, and what it measured.
 
     ``links`` has the id of each finding's study on the page.
@@ -163,7 +163,7 @@ def findings_table(named: Sequence[tuple[str, Finding]], links: Sequence[str] = 
             word(finding.verdict),
             word(finding.measured.replace(" %", f"{NBSP}%")),
         )
-        for study, finding in named
+        for study, finding in findings
     ]
     caption = (
         "Published findings and what these studies measured. An effect is above zero (a ratio above one) where the "

@@ -78,11 +78,11 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
     """Return the outcome of each study, and the published findings that they test."""
     outcomes = [section.outcome(study) for study in studies if isinstance(section := section_for(study), StudySection)]
     pairs = list(zip(studies, outcomes, strict=True))
-    named = [(study.name, finding) for study, outcome in pairs for finding in outcome.findings]
-    shown_at = [link for (_, outcome), link in zip(pairs, links, strict=True) for _ in outcome.findings]
+    findings = [(study.name, finding) for study, outcome in pairs for finding in outcome.findings]
+    finding_links = [link for (_, outcome), link in zip(pairs, links, strict=True) for _ in outcome.findings]
     rows = [outcome_row(study, workload_of(study), outcome) for study, outcome in pairs]
-    sentence = findings_sentence([finding for _, finding in named])
-    tables = (findings_table(named, shown_at),) if named else ()
+    sentence = findings_sentence([finding for _, finding in findings])
+    tables = (findings_table(findings, finding_links),) if findings else ()
     return Overview(
         sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies), style="outcomes"
     )
@@ -150,7 +150,7 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
 
 
 def _lines(rows: Sequence[GrowthRow]) -> Iterator[tuple[str, GrowthRow | None]]:
-    """Yield the labels down the figure with their rows; a study of several series has a line of its own, without one.
+    """Yield the labels down the figure with their rows; a study of several series has a heading line without a value.
 
     Whole names would not fit beside the axes on a phone.
     """

@@ -104,7 +104,7 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     """Format a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns").
 
     An infinite value is a rate that the data do not resolve: its interval has only a lower bound. So has one whose
-    upper end is ``BEYOND_USE`` times the value: a limit that far away is none.
+    upper end is ``BEYOND_USE`` times the value: such a limit is no limit.
     """
     if value > 0 and low > 0 and BEYOND_USE * value < high < math.inf:
         text, _ = bounded(value, low, value, unit)
@@ -133,7 +133,7 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     # Large and tiny numbers: enough significant digits, two to four, to show two digits of the width.
     digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)
     plain = largest == 0 or largest >= TINY
-    far = 100 * abs(scaled[0]) or math.inf  # an end beyond this says no more than its order of magnitude
+    far = 100 * abs(scaled[0]) or math.inf  # beyond this only the order of magnitude is worth writing
     text, *ends = (
         f"{float(f'{x:.1e}'):,.0f}" if far < abs(x) < 1e6 and abs(x) >= 100
         else f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits)
@@ -145,7 +145,7 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
 
 
 def interval_words(ends: str) -> str:
-    """Return the ends of an interval as ``bounded`` writes them, named: 95 % interval 1 to 2; or that there is none."""
+    """Return the ends of an interval as ``bounded`` writes them, named: 95 % interval 1 to 2; or "no interval"."""
     return ends if ends in (NO_INTERVAL, NO_SPREAD) else f"95 % interval {ends}"
 
 

@@ -34,8 +34,10 @@ def _scale(
     from matplotlib.ticker import FixedFormatter, NullFormatter
 
     low, high = limits
-    named = isinstance(axis.get_major_formatter(), FixedFormatter | NullFormatter)
-    least = (low if low > 0 else min(smallest / ROOM, high / 10)) if not named and low < high and smallest > 0 else None
+    has_names = isinstance(axis.get_major_formatter(), FixedFormatter | NullFormatter)
+    least = (
+        (low if low > 0 else min(smallest / ROOM, high / 10)) if not has_names and low < high and smallest > 0 else None
+    )
     return [
         axis.get_scale() == "log",
         _short(low),

@@ -27,7 +27,7 @@ from scalebench.reporting.quantities import (
 )
 
 NAMED = 6  # series within noise of the best, in a sentence
-MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
+MANY_SERIES = 3  # with more, details are in figures and tables only: a wall of sentences is not read
 
 
 def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:
@@ -126,17 +126,19 @@ def _bracket(interval: str, also: str = "") -> str:
 
 def held_out_sentence(series: Series) -> str:
     """Return how well the smaller sizes predicted the largest, and the error of repeating the next-smaller loss."""
-    held = series.held
-    if held is None:
+    forecast = series.held_out_forecast
+    if forecast is None:
         return ""
     inside = ""
-    if held.interval is not None:
-        where = "inside" if held.inside_interval else "outside"
-        inside = f" The measured mean is {where} the 95 % interval {bounded(held.predicted, *held.interval)[1]}."
+    if forecast.interval is not None:
+        where = "inside" if forecast.inside_interval else "outside"
+        inside = (
+            f" The measured mean is {where} the 95 % interval {bounded(forecast.predicted, *forecast.interval)[1]}."
+        )
     return (
-        f"Fitted to the smaller sizes, the law predicted {held.predicted:.3f} nats for the largest, measured "
-        f"{held.measured:.3f}: an error of {percent(held.error_percent / 100)}; repeating the next-smaller size's loss "
-        f"errs by {percent(held.naive_error_percent / 100)}.{inside}"
+        f"Fitted to the smaller sizes, the law predicted {forecast.predicted:.3f} nats for the largest, measured "
+        f"{forecast.measured:.3f}: an error of {percent(forecast.error_percent / 100)}; repeating the next-smaller "
+        f"size's loss errs by {percent(forecast.naive_error_percent / 100)}.{inside}"
     )
 
 

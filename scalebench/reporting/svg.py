@@ -87,7 +87,7 @@ class Marks:
             line.set_data(x[rows], y[rows])
             self.titles[gid] = [self.titles[gid][i] for i in rows]
 
-    def shown(self) -> str:
+    def description(self) -> str:
         """Return what is drawn against what, and from where to where the marks of each group go."""
         axes = self.axes
         names = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
@@ -180,10 +180,10 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
     handles, labels = marks.axes.get_legend_handles_labels()
     ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
             for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
-    named = [end for end in ends if end is not None]
+    line_ends = [end for end in ends if end is not None]
     # Trials, means and fit of one series share its colour: a legend tells them apart.
-    if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
-        label_ends(marks.axes, named)
+    if len(line_ends) >= DIRECT_FROM and len({end.color for end in line_ends}) >= DIRECT_FROM:
+        label_ends(marks.axes, line_ends)
         if marks.axes.get_xscale() == "log":
             log_ticks(marks.axes.xaxis, *marks.axes.get_xlim(), dense=1000, few=True)
         rest = [i for i, end in enumerate(ends) if end is None]

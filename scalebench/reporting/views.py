@@ -47,8 +47,8 @@ class FigureSpec(Generic[Subject]):
     """A figure that can be drawn of a subject.
 
     ``draw`` returns the caption; a sentence with the reason where the figure cannot be drawn; or None where nothing
-    was measured. An ``optional`` figure is then left out, any other says so in its place. The page folds what is only
-    ``diagnostic`` into its appendix.
+    was measured. An ``optional`` figure is then left out; any other shows the reason in its place. A ``diagnostic``
+    figure is folded into the page's appendix.
     """
 
     key: str
@@ -106,7 +106,7 @@ def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Su
 def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> FigureView:
     text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
     # Safe: ElementTree has escaped every text and attribute of it.
-    svg = Markup(to_svg(marks, name, spec.title, f"{marks.shown()} {text}"))  # noqa: S704
+    svg = Markup(to_svg(marks, name, spec.title, f"{marks.description()} {text}"))  # noqa: S704
     return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
 
 

@@ -77,7 +77,7 @@ class Attempts:
     def begin(self, attempt: Path) -> bool:
         """Make the folder of an attempt, and those that its worker runs beside it; False if it is not to be started.
 
-        What another driver was faster to claim is left out.
+        Attempts that another driver claimed first are left out.
         """
         if not self.begin_one(attempt):
             return False
@@ -87,7 +87,7 @@ class Attempts:
         return True
 
     def begin_one(self, attempt: Path) -> bool:
-        """Make the folder of an attempt and claim its trial; False where another driver was faster."""
+        """Make the folder of an attempt and claim its trial; False if another driver claimed it first."""
         if attempt not in self._coming:  # made by an engine that tries a trial again
             return take(attempt)
         _, number, _ = self._coming[attempt]
@@ -109,7 +109,7 @@ class Attempts:
         return attempt
 
     def run(self, place: Callable[..., Iterator[Path]], tick: Tick = no_tick) -> Iterator[list[Path]]:
-        """Place all attempts and yield those of each worker that has ended; the folders of those not begun go."""
+        """Place all attempts and yield those of each worker that has ended; remove the folders of those not started."""
         beside = {other for others in self._others.values() for other in others}
         leads = [attempt for attempt in self._coming if attempt not in beside]
 

@@ -13,8 +13,8 @@ KEEPING = "run.checkpoint=true"  # what a parent is run with, so that its weight
 def ancestors(study: Study) -> list[Study]:
     """Return the studies that ``study`` builds on, directly or through others, oldest first; each keeps its weights.
 
-    A parent is the file NAME.toml beside the file that names it, else a study that ships. One that is given by results
-    path is taken as it is. Raises ``StudyError`` with one line for a study that is not there, for a circle, and
+    A parent is the file NAME.toml beside the file that names it, else a study that ships. One given by a results
+    path is not looked into. Raises ``StudyError`` with one line for a missing study, a circle, and
     for a family that the parents do not have.
     """
     check_circle(study)
@@ -40,9 +40,9 @@ def _check_families(chain: list[Study]) -> None:
     """Raise ``StudyError`` where a study names a family that the studies it starts from do not train."""
     known: set[str] = set()
     for study in reversed(chain):
-        named = study.axes().get("model.family", ())
-        for family in named:
+        families = study.axes().get("model.family", ())
+        for family in families:
             if known and study.start is not None and family not in known:
                 line = f"model.family: {family!r}, but its parents are of family {', '.join(sorted(known))}"
                 raise StudyError([f"{study.origin}: {line}"])
-        known = {family for family in named if family} or known
+        known = {family for family in families if family} or known

@@ -1,8 +1,8 @@
-"""Who runs which trial: any number of drivers, on one machine or several, share a results folder without a server.
+"""Claims of trials: any number of drivers, on one machine or several, share a results folder without a server.
 
 Before a trial is started its driver links the attempt's ``trial.json`` to ``trials/<trial_id>/claim-<number>``. A hard
 link is made by one process only, also over NFS. ``number`` is one more than that of the last claim the driver knew of,
-so whoever comes second finds the name taken. Claims are never removed: one is settled once its attempt has a record,
+so the second driver finds the name taken. Claims are never removed: one is settled once its attempt has a record,
 and void once its driver has ended.
 
 A driver is alive as long as ``drivers/<name>.json`` is there and changes. An observer in the same process namespace
@@ -36,7 +36,7 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim of a trial with the highest number: the attempt that it is for, and the driver that made it."""
+    """The latest claim of a trial: its number, the attempt that it is for, and the driver that made it."""
 
     number: int
     attempt: Path
@@ -50,7 +50,9 @@ class Claim:
 
 def last_claim(trial_dir: Path) -> Claim | None:
     """Return the claim with the highest number, None for a trial that was never claimed."""
-    path = max(trial_dir.glob("claim-*"), default=None, key=lambda path: path.name)
+    # Programs that copy or synchronise folders leave files of similar names.
+    paths = (path for path in trial_dir.glob("claim-*") if path.name.removeprefix("claim-").isdecimal())
+    path = max(paths, default=None, key=lambda path: int(path.name.removeprefix("claim-")))
     if path is None:
         return None
     try:
@@ -99,7 +101,7 @@ def _create(claim: Path, header: dict[str, Any]) -> bool:
 
 
 def process_space() -> str:
-    """Return what process ids are unique in: the boot of a machine, and the container."""
+    """Return an id of the namespace in which process ids are unique: the boot of a machine, and the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -118,7 +120,7 @@ def process_start(pid: int) -> float | None:
 
 @contextlib.contextmanager
 def driving(study_dir: Path) -> Iterator[str]:
-    """Be a driver of a study during a ``with`` block, and return its name: a thread keeps its file changing."""
+    """Register as a driver of a study during a ``with`` block, and return its name; a thread updates its file."""
     name, end = secrets.token_hex(8), threading.Event()
     path = study_dir / "drivers" / f"{name}.json"
     make_folder(study_dir.parent, path.parent)
@@ -142,7 +144,7 @@ def _keep_beating(path: Path, end: threading.Event) -> None:
 
 
 def _beat(path: Path, number: int) -> None:
-    """Replace the driver's file. It is not synced: after a power cut there is no driver."""
+    """Replace the driver's file. It is not synced: after a power cut the driver is gone."""
     content = {"space": process_space(), "pid": os.getpid(), "start": process_start(os.getpid()), "beat": number}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -154,7 +156,7 @@ class Observer:
     """Judges whether the drivers of a study are alive."""
 
     study_dir: Path
-    _seen: dict[str, tuple[Any, float]] = field(default_factory=dict)
+    _beats: dict[str, tuple[Any, float]] = field(default_factory=dict)
 
     def alive(self, driver: str) -> bool:
         """Whether a driver runs: its process is there, or its file has changed within the last ``STALE_S``."""
@@ -165,13 +167,13 @@ class Observer:
         if state.get("space") == process_space():
             return isinstance(state.get("pid"), int) and process_start(state["pid"]) == state.get("start")
         now = time.monotonic()
-        beat, since = self._seen.get(driver, (None, now))
+        beat, since = self._beats.get(driver, (None, now))
         if beat != state.get("beat"):
             since = now
-        self._seen[driver] = (state.get("beat"), since)
+        self._beats[driver] = (state.get("beat"), since)
         return now - since < STALE_S
 
     def running(self, trial_dir: Path) -> Path | None:
-        """Return the attempt of a trial that is being run, None where there is none."""
+        """Return the attempt of a trial that is running; None if it is not."""
         claim = last_claim(trial_dir)
         return claim.attempt if claim and not claim.settled and self.alive(claim.driver) else None

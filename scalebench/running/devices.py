@@ -9,7 +9,7 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1)
 def _cuda_usable() -> bool:
-    """Whether torch can use a CUDA device. Importing torch takes seconds, so it is asked only if there is a driver."""
+    """Whether torch can use a CUDA device. Without a driver torch, which takes seconds to import, is not asked."""
     if "torch" not in sys.modules and not _has_driver():
         return False
     import torch

@@ -30,7 +30,7 @@ class Grouping:
     alone: Counter[str] = field(default_factory=Counter)
 
     def sentences(self) -> list[str]:
-        """Say how many trials are trained together, how many are not, and why."""
+        """Return sentences on how many trials are trained together, how many are not, and why."""
         sizes = [len(batch) for batch in self.batches if len(batch) > 1]
         each = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else f"{max(sizes, default=0)}"
         batches = number_of(len(sizes), "batch")
@@ -40,9 +40,9 @@ class Grouping:
 
 
 def grouped(planned: Iterable[PlannedTrial], study: Study, engine: str = "local") -> Grouping:
-    """Group trials that differ in seed, learning rate or weight decay only, at most ``run.ensemble`` in a batch.
+    """Group trials that differ only in seed, learning rate or weight decay, at most ``run.ensemble`` in a batch.
 
-    A group of more is divided evenly. A trial that no ensemble takes is a batch of its own.
+    A group of more is divided evenly. A trial that cannot be in an ensemble is a batch by itself.
     """
     grouping, most = Grouping(), study.run.ensemble
     if most is None:

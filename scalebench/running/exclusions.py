@@ -11,7 +11,7 @@ Combination = Mapping[str, Any]  # of field -> value, as Study.points() has them
 
 
 def with_exclusions(refused: Mapping[str, Sequence[Combination]], accepted: Sequence[Combination]) -> list[str]:
-    """Return each reason once, with the [[exclude]] that drops its combinations where the others can be planned."""
+    """Return each reason once, with the [[exclude]] that drops its combinations if others can be planned."""
     lines = []
     for line, points in refused.items():
         others = [*accepted, *(point for other, more in refused.items() if other != line for point in more)]

@@ -1,6 +1,6 @@
 """The fork server, ``python -m scalebench.running.fork_server``: imports torch once and forks the workers of trials.
 
-An import of torch and of what the workloads need takes seconds; a fork of a process that has done it takes
+An import of torch and of what the workloads need takes seconds; a fork of a process that has imported them takes
 milliseconds. The server has no CUDA context, no thread beside its own and no parallel region behind it when it forks:
 each worker initialises CUDA and starts its threads by itself, as a fresh process does.
 
@@ -161,7 +161,7 @@ class Server:
                 self._reply({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
 
     def _reply(self, reply: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the driver has ended: stdin says so, too
+        with contextlib.suppress(BrokenPipeError):  # the driver has ended: stdin is at its end, too
             os.write(self.replies, json.dumps(reply).encode() + b"\n")
 
 

@@ -34,7 +34,7 @@ SERVER_ENDED = -9  # what a worker without a server ends by
 
 
 class ForkServerError(InputError):
-    """The fork server did not start, or has ended; the message says how, with the last line that it wrote."""
+    """The fork server did not start, or has ended; the message has the reason and the last line that it wrote."""
 
 
 class ForkedWorker:
@@ -62,7 +62,7 @@ class ForkedWorker:
 
 
 class ForkServer:
-    """A process of ``fork_server.py``, or of another ``command`` that serves as it does, and the pipes to it."""
+    """A process of ``fork_server.py``, or of another ``command`` with the same protocol, and the pipes to it."""
 
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = ()) -> None:
         self.environment = dict(environment)
@@ -119,7 +119,7 @@ class ForkServer:
         self._errors.close()
 
     def _request(self, request: Mapping[str, Any] | None, reply: str) -> int:
-        """Send a request and return the value of its reply; a server that is left without its answer is stopped."""
+        """Send a request and return the value of its reply; a server whose reply is not waited for is stopped."""
         assert self.process.stdin is not None
         with contextlib.ExitStack() as interrupted:
             interrupted.callback(self.stop)
@@ -164,7 +164,7 @@ _SERVERS: list[ForkServer] = []  # started by this process and not stopped
 
 
 def start_worker(attempt: Path, environment: Mapping[str, str]) -> ForkedWorker:
-    """Fork the worker of an attempt, starting the server first if there is none with these variables.
+    """Fork the worker of an attempt, starting the server first if none runs with these variables.
 
     Raises ``ForkServerError`` when a new server does not start.
     """

@@ -1,4 +1,4 @@
-"""A worker's limit of memory, and what it does when memory runs out: smaller micro-batches, where the study asks so."""
+"""A worker's memory limit, and what follows when memory runs out: smaller micro-batches with ``on_oom``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def limit_memory(limit_bytes: float | None) -> None:
 
 
 def allocation_failed(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out.
+    """Whether an exception means that memory ran out.
 
-    On a CPU torch reports that as a plain RuntimeError; oneDNN names what it could not create, which below a limit of
+    On a CPU torch reports that as a plain RuntimeError; oneDNN names what it could not create, which under a limit of
     memory is for lack of it.
     """
     import torch
@@ -45,7 +45,7 @@ def data_bytes() -> int:
 
 
 def with_smaller_micro_batches(trial: Trial) -> Trial | None:
-    """Return the trial with twice as many micro-batches of half the size; None where they cannot be smaller."""
+    """Return the trial with twice as many micro-batches of half the size; None if they cannot be smaller."""
     accumulation, batch_size = getattr(trial.spec, "accumulation", None), getattr(trial.spec, "batch_size", 0)
     if accumulation is None or 2 * accumulation > batch_size:
         return None

@@ -1,4 +1,4 @@
-"""The study files that a study's parents are run from, and circles among them."""
+"""The files of a study's parents, and circles among them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalebench.study.file import read_toml
 def parent_files(study: Study) -> dict[str, Path]:
     """Return the files that a study can name as its parents, by name: those that ship and those beside its own file.
 
-    Of two with the same name it is the one beside.
+    A file beside the study's own takes precedence.
     """
     origin = Path(study.origin)
     beside = sorted(origin.parent.glob("*.toml")) if origin.exists() else []
@@ -44,8 +44,11 @@ def _named_in(path: Path | None) -> tuple[str, str | None]:
     except StudyError:
         return "", None
     tables = {name: table for name, table in content.items() if isinstance(table, dict)}
-    named = {"from": tables.get("from"), **{f"{name}.teacher": table.get("teacher") for name, table in tables.items()}}
-    for key, entry in named.items():
+    entries = {
+        "from": tables.get("from"),
+        **{f"{name}.teacher": table.get("teacher") for name, table in tables.items()},
+    }
+    for key, entry in entries.items():
         if isinstance(entry, dict) and isinstance(entry.get("study"), str):
             return key, entry["study"]
     return "", None

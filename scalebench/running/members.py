@@ -1,7 +1,7 @@
 """Attempts at several trials by one worker, which trains them together.
 
 The worker is that of the first, the lead (``batches.py``). Each trial has its own folder, claim and record. The lead's
-record is written last: a worker that ends before all records are there has left none for the lead.
+record is written last: a worker that ends before writing all records has not written the lead's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def close_members(lead: Path, others: Sequence[Path]) -> None:
-    """Give the attempts of a batch whose worker has ended, and that have no record, the end of their lead."""
+    """Close the attempts of a batch whose worker has ended without their records, with the status of their lead."""
     row = read_record(lead)
     for attempt in others:
         if not has_record(attempt):

@@ -14,10 +14,10 @@ SLACK = 1.3  # how far predictions for 16 bits may be off: workloads/training_me
 
 
 def check_memory(planned: Sequence[PlannedTrial]) -> None:
-    """Raise ``InputError`` with a line per size that needs more memory than there is here.
+    """Raise ``InputError`` with a line per size that needs more memory than this machine has.
 
-    A trial in 16 bits has to be predicted to need ``SLACK`` times as much. A trial on a GPU is not judged by a machine
-    without one.
+    A trial in 16 bits is refused only if its prediction is ``SLACK`` times as much. Trials on a GPU are not checked
+    on a machine without one.
     """
     lines = {}
     for trial in planned:

@@ -1,4 +1,4 @@
-"""What a node is, found out by the worker that runs on it: its cores and threads, peak rates, and exclusivity.
+"""What a node has, detected by the worker that runs on it: its cores and threads, peak rates, and exclusivity.
 
 The engine's ``placement.json`` says what was assigned; the worker checks what it can and adds the rest. A CPU's peak is
 a measured matrix product. It is measured per node, precision and number of threads, at most once an hour, and kept in
@@ -29,7 +29,7 @@ BUSY = "not measured: other trials were training on this node"
 
 
 def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Move this process to its cores, limit its threads, and return the placement with what was found out.
+    """Move this process to its cores, limit its threads, and return the placement with what was detected.
 
     To be called before torch is used, which then starts its threads. ``header`` is the attempt's ``trial.json``.
     Returns, and writes to ``placement.json``: ``pid``, ``cpus``, ``threads`` of each process, ``exclusive``, ``peaks``
@@ -68,7 +68,7 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pin(cpus: Sequence[int]) -> None:
-    """Keep this process on the cores assigned to it, where the system can and allows it."""
+    """Keep this process on the cores assigned to it, if the system supports and allows it."""
     if cpus and hasattr(os, "sched_setaffinity"):
         try:
             os.sched_setaffinity(0, cpus)
@@ -107,7 +107,7 @@ def node_peaks(folder: Path, device_kind: str, precisions: Sequence[str], thread
 def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak]:
     """Return measured peaks, from the file or measured now, holding the node's lock shared from here to the end.
 
-    Who measures has the lock alone and who trains shares it, so no trial is in training while a peak is measured.
+    Measuring takes the lock exclusively and training takes it shared, so no trial trains while a peak is measured.
     """
     make_folder(folder.parents[1], folder)
     path, lock = folder / f"{machine_id()}.json", FileLock(folder / f"{machine_id()}.lock")
@@ -150,7 +150,7 @@ def peaks_on_file(
 ) -> dict[str, Peak] | None:
     """Return the highest peaks measured with this torch and number of threads.
 
-    None if a precision has none that was measured in the last ``within_s`` seconds.
+    None if a precision was not measured in the last ``within_s`` seconds.
     """
     version, now = package_version("torch"), time.time()
     rows = [row for row in _rows(path) if (row["torch"], row["threads"]) == (version, threads)]

@@ -34,7 +34,7 @@ class ParentTrial:
     """A finished trial with weights, in the folder ``attempt``, or a checkpoint of its run (then that is its folder).
 
     ``flops`` is what it, and every parent before it, cost; ``branch_step`` is how many steps lie before a checkpoint.
-    Without ``starts`` a child learns from it and starts from other weights.
+    Without ``starts`` it is the teacher of a child that starts from other weights.
     """
 
     trial_id: str
@@ -47,12 +47,12 @@ class ParentTrial:
     starts: bool = True
 
     def request(self, request: Request) -> Request:
-        """Return what the workload decides of a child, with this parent."""
+        """Return a child's request with this parent, for its workload to decide."""
         continues = self.identity.state_sha256 is not None
         return replace(request, parent=self.trial, continues=continues, branch_step=self.branch_step)
 
     def check_fits(self, model: Mapping[str, Any], config: Any) -> None:
-        """Raise ``InputError`` when a child starts from the weights and its model has other fields than theirs."""
+        """Raise ``InputError`` when a child starts from the weights and its model's fields differ from theirs."""
         if not self.starts or model == self.trial.model:
             return
         import torch
@@ -65,16 +65,17 @@ class ParentTrial:
         wrong = [name for name, shape in shapes.items() if expected.get(name) != shape]
         if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
             changed = [key for key in model if model[key] != self.trial.model.get(key)]
-            given, own = (
+            requested, own = (
                 ", ".join(f"{key} = {values.get(key)!r}" for key in changed) for values in (model, self.trial.model)
             )
             names = ", ".join(changed)
             raise InputError(
-                f"model: {given}: the weights of {self.trial_id}, with {own}, do not fit another {names}; leave it out"
+                f"model: {requested}: the weights of {self.trial_id}, with {own}, do not fit another {names}; "
+                "leave it out"
             )
 
     def check_held_out(self, child: Trial, data: Data) -> None:
-        """Raise ``InputError`` when a child would be validated on what this trial was trained on."""
+        """Raise ``InputError`` when a child would be validated on data that this trial was trained on."""
         own, new = self.trial.data, child.data
         if new.source != own.source and new.sha256 != own.sha256:
             return
@@ -97,16 +98,16 @@ def _numbers(module: nn.Module) -> int:
 def inherited(
     parent: ParentTrial, model: dict[str, Any], data: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a child's [model] and [data]: its parent's, with the fields that the file names in their place.
+    """Return a child's [model] and [data]: its parent's, updated with the fields that the file names.
 
-    A child that starts from other weights has a [model] of its own, by default of the parent's family. Raises
+    A child that starts from other weights has its own [model], by default of the parent's family. Raises
     ``InputError`` for weights of another family.
     """
     own = parent.trial
     family = model.get("family", own.family)
     if parent.starts and family != own.family:
         raise InputError(
-            f"model.family: {parent.trial_id}, which [from] names, is of family {own.family!r}, not {family!r}"
+            f"model.family: {parent.trial_id}, which [from] names, belongs to family {own.family!r}, not {family!r}"
         )
     about = own.data.model_dump(exclude={"sha256"})
     if data.get("source", own.data.source) != own.data.source:
@@ -241,7 +242,7 @@ def _check_unchanged(path: Path, expected: str) -> None:
 
 
 def _values(trials: pd.DataFrame, where: str | None) -> str:
-    """Return which values the columns of an expression have, for an error message."""
+    """Return the values of the columns of an expression, for an error message."""
     from scalebench.points.where import parse
 
     columns = [name for name in parse(where).names if name in trials] if where else []
@@ -251,7 +252,7 @@ def _values(trials: pd.DataFrame, where: str | None) -> str:
 
 
 def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
-    """Return the FLOPs of a trial and of every parent before it, as its record has those."""
+    """Return the FLOPs of a trial and of all its parents, which its record has."""
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
     import pandas as pd

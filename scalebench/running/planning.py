@@ -9,15 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scalebench.data import Data, DataError, open_data, open_source
-from scalebench.errors import InputError, StudyError, expect, unknown
-from scalebench.families import FAMILIES, Counts, configure
-from scalebench.laws import LAWS
-from scalebench.points.where import WhereError, parse
+from scalebench.data import Data, DataError, open_data
+from scalebench.errors import InputError, StudyError, expect
+from scalebench.families import FAMILIES, Counts, configure, file_sha256
 from scalebench.running.devices import device_kind
 from scalebench.running.exclusions import with_exclusions
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.running.shipped import find_study
+from scalebench.running.study_checks import name_lines, parent_lines
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.axes import tables_of
 from scalebench.study.file import override, parse_study, read_toml
@@ -28,7 +27,7 @@ from scalebench.workloads.heads import task_of
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial, its identity, what was asked for, what it will cost, and the parent that it starts from."""
+    """A trial, its id, the requested size, its estimated cost, and the parent that it starts from."""
 
     trial_id: str
     trial: Trial
@@ -68,67 +67,31 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
     override(raw, settings, WORKLOADS)
     study, lines = parse_study(raw, WORKLOADS)
     if study is not None:
-        lines += [*_name_lines(study), *_parent_lines(study)]
-        # The sizes of a study with [from] are its parents', which ``plan`` looks up.
-        if (
-            lines
-            and study.parents is None
-            and not any(line.startswith(("model.family", "data.source")) for line in lines)
-        ):
-            reported = {
-                line.partition(":")[0] for line in lines
-            }  # a field with a wrong value was left out of the study
-            more = (line for *_, line in _resolved(study, [None]) if line)
-            # Nor is a table incomplete that lacks such a field.
-            reported |= {key.partition(".")[0] for key in reported}
-            lines += [line for line in more if line.partition(":")[0] not in reported]
+        lines += [*name_lines(study), *parent_lines(study)]
+        lines += _size_lines(study, lines) if lines else []
     if study is None or lines:
         raise StudyError([f"{path}: {line}" for line in lines])
     return study.read_from(path, settings)
 
 
-def _name_lines(study: Study) -> Iterator[str]:
-    """Yield a line for every name that is not known."""
-    axes = study.axes() | {"fit.law": (study.fit.law,)}
-    known = {"model.family": list(FAMILIES), "fit.law": list(LAWS)}
-    for key, names in known.items():
-        yield from (f"{key}: {unknown(value, names)}" for value in axes.get(key, ()) if value not in names)
-    for source in axes.get("data.source", ()):
-        try:
-            open_source(source)
-        except DataError as error:
-            yield f"data.source: {error}"
-    fields = sorted({key.partition(".")[2] for key in axes})
-    yield from (f"fit.best_over: {unknown(axis, fields)}" for axis in study.fit.best_over if axis not in fields)
+def _size_lines(study: Study, lines: Sequence[str]) -> list[str]:
+    """Return a line for every size that the family cannot take, in a study that has the errors ``lines``.
 
-
-def _parent_lines(study: Study) -> Iterator[str]:
-    """Yield a line for what the parents cannot be in this study."""
-    source = study.parents
-    if source is None:
-        return
-    if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
-        able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
-        teachers = study.own_parents
-        teacher = f": a trial has one parent, and here it is that of {teachers.KEY}" if teachers else ""
-        yield f"from: the workload {study.workload!r} starts from no weights{teacher}; those that do: {able}"
-    if source.study == study.name:
-        own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
-        yield f"{source.KEY}.study: {own}"
-    for key in ("model.params", "model.size"):
-        if study.start is not None and key in study.axes():
-            yield f"{key}: with [from] a model has the size of its parent; leave it out"
-    try:
-        if source.where is not None:
-            parse(source.where)
-    except WhereError as error:
-        yield f"{source.KEY}.where: {error}"
+    A study with parents has their sizes, which ``plan`` looks up; without a family or data there is nothing to size.
+    """
+    if study.parents is not None or any(line.startswith(("model.family", "data.source")) for line in lines):
+        return []
+    # A field with a wrong value was left out of the study, and its table counts as incomplete: both are in ``lines``.
+    reported = {line.partition(":")[0] for line in lines}
+    reported |= {key.partition(".")[0] for key in reported}
+    sizes = (line for *_, line in _resolved(study, [None]) if line)
+    return [line for line in sizes if line.partition(":")[0] not in reported]
 
 
 def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     """Return every trial of the study, in its order, each once; the parents of [from] are looked up under ``results``.
 
-    Raises ``StudyError`` for points and parents that cannot be.
+    Raises ``StudyError`` for invalid combinations and parents.
     """
     expect(study, Study, "plan: expected a study, as load_study(...) returns it")
     trials: dict[str, PlannedTrial] = {}
@@ -141,10 +104,7 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
             accepted.append(point)
             trials.setdefault(planned.trial_id, planned)
     lines = with_exclusions(refused, accepted)
-    lines += _checkpoint_lines(study, trials.values())
-    if study.run.ensemble is not None and study.workload != "training":
-        able = f"trials of the workload {study.workload!r} run one by one; leave it out"
-        lines.append(f"run.ensemble: {able} (given {study.run.ensemble})")
+    lines += _run_lines(study, trials.values())
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
     if lines:  # seeds and rates have the same ones
@@ -152,11 +112,16 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     return list(trials.values())
 
 
-def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[str]:
-    """Yield a line for checkpoints that a trial cannot keep."""
+def _records(workload: str, name: str) -> bool:
+    """Whether a workload declares a column: its trials can do only what they have a column for."""
+    return any(column.name == name for column in WORKLOADS[workload].COLUMNS)
+
+
+def _run_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[str]:
+    """Yield a line for every field of [run] that asks for what the study's trials cannot do."""
     steps, trials, workload = study.run.checkpoint_steps, list(trials), WORKLOADS[study.workload]
     for key in ("checkpoint_every_steps", "checkpoint_every_s"):
-        if getattr(study.run, key) and not any(column.name == "resumed_from_step" for column in workload.COLUMNS):
+        if getattr(study.run, key) and not _records(study.workload, "resumed_from_step"):
             yield f"run.{key}: trials of the workload {study.workload!r} begin anew when interrupted; leave it out"
         elif getattr(study.run, key) and any(getattr(trial.trial.spec, "parallel", "") == "fsdp" for trial in trials):
             yield f'run.{key}: trials with parallel = "fsdp" begin anew when interrupted; use "ddp", or leave it out'
@@ -166,6 +131,9 @@ def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[
         yield f"run.checkpoint_steps: the workload {study.workload!r} keeps no state to branch from; leave it out"
     elif steps and max(steps) > (shortest := min((trial.steps for trial in trials), default=max(steps))):
         yield f"run.checkpoint_steps: {max(steps)} is beyond the {shortest} steps of the shortest trial"
+    if study.run.ensemble is not None and not _records(study.workload, "ensemble_size"):
+        able = f"trials of the workload {study.workload!r} run one by one; leave it out"
+        yield f"run.ensemble: {able} (given {study.run.ensemble})"
 
 
 def _resolved(
@@ -184,7 +152,7 @@ def _resolved(
 def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | None = None) -> PlannedTrial:
     """Decide every value of one point: the family's Config, the workload's Spec, the data, the device.
 
-    ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` when it cannot be.
+    ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` if it is invalid.
     """
     workload = WORKLOADS[workload_name]
     requested, values, data = tables_of(point, "model", workload.TABLE, "data")
@@ -198,7 +166,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     opened = open_data(*opening)
     about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
-    configure = partial(_configured, name, tuple(model.items()), opening)
+    configure = partial(_configured, name, sha256 := file_sha256(name), tuple(model.items()), opening)
     request = Request(name, values, configure, opened, about, device=device)
     decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
@@ -209,6 +177,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         data=about,
         parent=None if parent is None else parent.identity,
         device_kind=device_kind(device),
+        family_sha256=sha256,
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
@@ -241,9 +210,9 @@ Opening = tuple[str, int | None, float]  # source, vocabulary asked for, validat
 
 @lru_cache(maxsize=65536)
 def _configured(
-    name: str, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
+    name: str, _sha256: str | None, request: tuple[tuple[str, Any], ...], opening: Opening, length: int | None
 ) -> tuple[Any, Counts]:
-    """Return the Config and its counts: the same for every seed and learning rate, so computed once."""
+    """Return the Config and its counts: the same for every seed and learning rate: computed once per file content."""
     family = FAMILIES[name]
     opened = open_data(*opening)
     if not isinstance(opened, family.TAKES):
@@ -274,6 +243,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "requested_params": planned.requested.get("params"),
         "size": planned.requested.get("size"),
         "family": trial.family,
+        "family_sha256": trial.family_sha256,
         "device_kind": trial.device_kind,
         "parent_trial_id": parent and parent.trial_id,
         "parent_study": parent and parent.study,

@@ -1,4 +1,4 @@
-"""Process groups: start a program with everything it may start, stop all of it, and say how it ended.
+"""Process groups: start a program with everything it may start, stop all of it, and report how it ended.
 
 A program runs in its own session, whose process group it leads: what it starts belongs to the same group and is
 stopped with it, and a Ctrl-C at the terminal reaches only the program that started it. Standard library only, as the
@@ -110,7 +110,7 @@ def _signal(group: int, number: int) -> None:
 
 
 def exit_reason(code: int, message: str = "") -> str:
-    """Say how a process ended: "SIGKILL", or "exit status 1: ImportError: …" with the ``message`` it left, if any."""
+    """Return how a process ended: "SIGKILL", or "exit status 1: ImportError: …" with its ``message``, if any."""
     if code >= 0:
         return f"exit status {code}: {message}".removesuffix(": ")
     names = {number.value: number.name for number in signal.Signals}  # real-time signals have no name

@@ -79,9 +79,9 @@ def ranks_written(attempt: Path) -> list[Path]:
 
 
 def joint_row(rows: Mapping[int, Row]) -> Row:
-    """Return the record of a trial whose processes all ended ok: the first one's, and who else ran beside any of them.
+    """Return the record of a trial whose processes all ended ok: the first one's, and what else ran beside any of them.
 
-    Each waits for the slowest, so one whose core others used makes the times of all not the trial's own.
+    Each waits for the slowest, so if one shares its core with other programs, no process's times are exclusive.
     """
     shares = [row["others_cpu_share"] for row in rows.values() if row.get("others_cpu_share") is not None]
     alone = all(row["timing_exclusive"] for row in rows.values())
@@ -95,7 +95,7 @@ def failed_row(
     """Return the record of a trial that failed: of the process whose error it was, not of one that lost its peer."""
     signalled = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     wrong = [rank for rank, row in rows.items() if row["status"] != "ok"]
-    # A process that lost its peer fails; whatever else a row says (diverged, oom, ...) was that process' own end, after
+    # A process that lost its peer fails; any other status (diverged, oom, ...) is how that process itself ended, after
     # which the others may be stopped by a signal.
     own = [rank for rank in wrong if rows[rank]["status"] != "failed"]
     if own or (wrong and not signalled):
@@ -134,8 +134,8 @@ def run_rank(attempt: Path, parent: int, run: Callable[[Path, dict[str, Any], di
 def take_share(placement: Mapping[str, Any], number: int, count: int) -> dict[str, Any]:
     """Limit this process to its threads and keep it on its own cores; return those as ``cpus`` of its placement.
 
-    What the trial's other processes use of their cores is then not taken for that of strangers. Processes without a
-    core each stay where they are; ``cpus`` is then empty, as whose time was used of a shared core cannot be said.
+    So the load of the trial's other processes is not counted as that of other programs. Where there are fewer cores
+    than processes they stay where they are, and ``cpus`` is empty: the time of a shared core belongs to none of them.
     """
     cpus, each = placement["cpus"], len(placement["cpus"]) // count
     own = cpus[number * each : (number + 1) * each]
@@ -154,7 +154,7 @@ def join(device_kind: str) -> None:
 
 
 def leave() -> None:
-    """Wait until all others have ended well, so that none misses a message of this process."""
+    """Wait until all others have finished, so that none misses a message of this process."""
     import torch
 
     torch.distributed.barrier()

@@ -1,6 +1,6 @@
 """The GPUs of this machine as slots: a trial gets as many as it asks for, named by UUID, those with the fewest trials.
 
-A worker sees only its own (``CUDA_VISIBLE_DEVICES``). Whoever computes on a GPU holds its lock
+A worker sees only its own (``CUDA_VISIBLE_DEVICES``). A process that computes on a GPU holds its lock
 (``measure/device_lock.py``), so that drivers that do not know of each other take turns as well.
 """
 
@@ -30,7 +30,7 @@ def gpu_names(slots: int | None = None) -> list[str]:
 
 
 def _visible(count: int) -> list[str]:
-    """Return the UUIDs of the GPUs that this process may use, or how CUDA_VISIBLE_DEVICES names them."""
+    """Return the UUIDs of the GPUs that this process may use, or their names in CUDA_VISIBLE_DEVICES."""
     if (variable := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in variable.split(",")][:count]
     return _uuids(count) if count else []

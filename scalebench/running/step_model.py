@@ -2,7 +2,7 @@
 
 It is the ``fused`` implementation that is modelled: one dtype of two bytes, a float32 gradient sum, AdamW with float32
 state. A kernel takes the longer of its arithmetic at the rate of its products and its bytes at the memory's rate; so
-the sum is a bound from below at these ceilings, and its parts say what holds a size back. Launches, waits and the
+the sum is a bound from below at these ceilings, and its parts show what limits a size. Launches, waits and the
 allocator are left out.
 
 Legend as in ``families.gpt``, and n tokens of a step, I = H D, P parameters, m micro-batches.
@@ -25,7 +25,7 @@ from scalebench.workloads.training_spec import TrainSpec
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates that a device is taken to reach: matrix products and attention in FLOP/s, memory in bytes/s."""
+    """Assumed rates of a device: matrix products and attention in FLOP/s, memory in bytes/s."""
 
     products: float = 700e12
     attention: float = 450e12
@@ -46,7 +46,7 @@ class Kernel:
         return max(self._arithmetic_s(ceilings), self.bytes / ceilings.memory)
 
     def bound(self, ceilings: Ceilings) -> str:
-        """Return which ceiling holds it."""
+        """Return which ceiling limits it."""
         return self.rate if self._arithmetic_s(ceilings) > self.bytes / ceilings.memory else "memory"
 
     def _arithmetic_s(self, ceilings: Ceilings) -> float:
@@ -121,9 +121,9 @@ def _per_parameter(config: gpt.Config, spec: TrainSpec) -> Iterator[Kernel]:
 
 
 def summary(config: gpt.Config, spec: TrainSpec, ceilings: Ceilings, peak: float | None) -> dict[str, Any]:
-    """Return the table of a step: kernels with their times, tokens per second, utilisation, what holds it back.
+    """Return the table of a step: kernels with their times, tokens per second, utilisation, its bottleneck.
 
-    ``holds_back`` is the kernel that, beside the matrix products, takes the longest.
+    ``holds_back`` is the slowest kernel other than the matrix products.
     """
     kernels = step_kernels(config, spec)
     times = {kernel.name: kernel.seconds(ceilings) for kernel in kernels}

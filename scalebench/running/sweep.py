@@ -34,7 +34,7 @@ WAIT_S = 0.2  # between looks at trials that another driver runs
 class Sweep:
     """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any.
 
-    ``claims`` has the number of the last claim of each trial, as of before its record was read.
+    ``claims`` has the number of the last claim of each trial, read before its record.
     """
 
     study_dir: Path
@@ -95,7 +95,7 @@ def _latest_record(sweep: Sweep, trial_id: str) -> dict[str, Any] | None:
 
 
 def _unsaved(row: Mapping[str, Any], study: Study) -> bool:
-    """Whether an ok trial lacks something that [run] saves: it ran without, or before that was saved."""
+    """Whether an ok trial lacks files that [run] now asks for: it ran with other settings, or an older version."""
     if row["status"] != "ok":
         return False
     if study.run.checkpoint_steps and not has_checkpoints(Path(row["attempt_dir"]), study.run.checkpoint_steps):
@@ -131,13 +131,13 @@ def execute(
     with driving(sweep.study_dir) as driver:
         observer = Observer(sweep.study_dir)
         while pending:
-            rows, free = _look(sweep, pending, observer)
+            rows, free = _new_records(sweep, pending, observer)
             attempts = Attempts(sweep.study_dir, study, sweep.planned, driver, keep_order=order != "auto")
             coming = {planned.trial_id: (planned, claim) for planned, claim in in_order(free, order)}
             for ids in grouped((planned for planned, _ in coming.values()), study, engine).batches:
                 attempts.add_batch([coming[trial_id] for trial_id in ids])
-            here = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
-            for row in chain(rows, here):
+            own_rows = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
+            for row in chain(rows, own_rows):
                 del pending[row["trial_id"]]
                 yield row
             if pending and not free:  # other drivers run them
@@ -145,12 +145,12 @@ def execute(
                 time.sleep(WAIT_S)
 
 
-def _look(
+def _new_records(
     sweep: Sweep, pending: Mapping[str, PlannedTrial], observer: Observer
 ) -> tuple[list[dict[str, Any]], list[tuple[PlannedTrial, int]]]:
-    """Return the records of trials that other drivers have run since the survey, and the trials that nobody runs.
+    """Return the records of trials that other drivers have run since the survey, and the trials that no driver runs.
 
-    Each of these comes with the number of its next claim: whoever is faster has that number.
+    Each of these comes with the number of its next claim; the first driver to claim it gets the trial.
     """
     rows, free = [], []
     for trial_id, planned in pending.items():
@@ -167,7 +167,7 @@ def _look(
 
 
 def _records(sweep: Sweep, finished: Iterator[Sequence[Path]]) -> Iterator[dict[str, Any]]:
-    """Yield the records of attempts that this driver has run; those of a batch count together, seen or not."""
+    """Yield the records of attempts that this driver has run; those of a batch count together."""
     for batch in finished:
         rows = [store.read_record(attempt) for attempt in batch]
         sweep.rows |= {row["trial_id"]: row for row in rows}
@@ -239,6 +239,8 @@ def inputs_of(planned: Sequence[PlannedTrial]) -> dict[str, str]:
     for trial in planned:
         data = trial.trial.data
         inputs[f"{data.source} {data.vocab_size or ''}".strip()] = data.sha256
+        if trial.trial.family_sha256 is not None:
+            inputs[trial.trial.family] = trial.trial.family_sha256
         if trial.parent is not None:
             inputs[f"weights of {trial.parent.trial_id}"] = trial.parent.identity.weights_sha256
     return inputs

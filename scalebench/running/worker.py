@@ -33,7 +33,7 @@ def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
 
     With a ``parent``, the id of the trial's worker, this is one of its several processes (``ranks.py``).
     A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
-    trial waits for the GPU as long as this process lives.
+    trial waits for the GPU as long as this process runs.
     """
     code = main(folder) if parent is None else run_rank(Path(folder), int(parent), trial_row)
     sys.stdout.flush()

@@ -17,9 +17,9 @@ from scalebench.store.files import (
 )
 from scalebench.store.names import check_inside, check_name, is_name, make_folder
 from scalebench.store.outputs import write_output
-from scalebench.store.plans import drop, earlier_ids, left_out_line, of_plans, planned_ids, read_study, write_study
+from scalebench.store.plans import drop, earlier_ids, left_out_line, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
-from scalebench.store.results import Results, export, latest_records, load_results, read_results
+from scalebench.store.results import Results, export, latest_records, load_results, of_plans, read_results
 from scalebench.store.trials import latest_record, make_attempt, name_attempt, new_attempt, read_steps, study_dirs
 
 __all__ = [

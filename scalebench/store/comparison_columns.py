@@ -77,7 +77,7 @@ VERDICT = (
     Column("ratio_high", "1", "upper end of its 95 % interval"),
     Column("margin", "1", "relative difference below which two times count as equal"),
     Column("verdict", "", "FASTER, SLOWER, SAME or INCONCLUSIVE"),
-    Column("verdict_reason", "", "why that verdict, or why there is none"),
+    Column("verdict_reason", "", "reason for the verdict, or for having none"),
 )
 MACHINE = (
     *ENVIRONMENT_COLUMNS,

@@ -71,7 +71,7 @@ def write_run(
 ) -> None:
     """Close a run: write its samples, and last its rows, with null in every column that was not measured.
 
-    ``ended`` says why it ended early, if it did, and ``missing`` which cases were not measured.
+    ``ended`` is why it ended early, if it did, and ``missing`` which cases were not measured.
 
     Raises ``ValueError`` for a status outside ``STATUSES``.
     """
@@ -131,7 +131,7 @@ def _runs(path: Path) -> Iterator[Path]:
 
 
 def read_comparisons(*paths: str | Path) -> Comparisons:
-    """Read every finished run under ``paths`` into one table, oldest run first; an empty one where there is none."""
+    """Read every finished run under ``paths`` into one table, oldest run first; an empty one if there is none."""
     import pandas as pd
 
     damaged: list[str] = []

@@ -26,7 +26,7 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class StoreError(ValueError):
-    """A results folder that cannot be read or written; the message names the path."""
+    """A file or folder of results that cannot be read or written; the message has the path."""
 
 
 class NoSuchFileError(StoreError):
@@ -34,7 +34,7 @@ class NoSuchFileError(StoreError):
 
 
 class NewerSchemaError(StoreError):
-    """A file of a newer version of scalebench: what it says cannot be known, so nothing goes on without it."""
+    """A file of a newer version of scalebench: its meaning is unknown, so whatever needs it stops."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _no_constant(name: str) -> NoReturn:
 def read_checked_json(path: Path, limit: int = JSON_BYTES) -> tuple[dict[str, Any], bool]:
     """Read what ``write_checked_json`` wrote, and whether it had a checksum: files of earlier versions have none.
 
-    Raises ``StoreError`` as ``read_json`` does, and where the content is not what the checksum is of.
+    Raises ``StoreError`` as ``read_json`` does, and where the content does not match the checksum.
     """
     content = read_json(path, limit)
     expected = content.pop(CHECKSUM, None)
@@ -193,7 +193,7 @@ def read_checked_json(path: Path, limit: int = JSON_BYTES) -> tuple[dict[str, An
     except (ValueError, RecursionError) as error:  # a number such as 1e999
         raise StoreError(f"{path}: not readable as JSON ({error})") from error
     if actual != expected:
-        raise StoreError(f"{path}: changed since it was written: the checksum in it is of another content")
+        raise StoreError(f"{path}: changed since it was written: its checksum does not match")
     return content, True
 
 

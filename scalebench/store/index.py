@@ -1,7 +1,7 @@
-"""The index of a study: its records in one Parquet file, read instead of them where nothing has changed since.
+"""The index of a study: its records in one Parquet file, read instead of those that have not changed since.
 
 ``RESULTS/<study>/index/records-<hash>.parquet`` has one row per trial whose record was readable: the record's columns,
-and beside them what tells whether they still hold. A row is used only if the trial's folder has the same modification
+and the stamp that shows whether they are up to date. A row is used only if the trial's folder has the same modification
 time (no new attempt), the record the same size and change time, and each of its files the same size. The name holds
 the start of the file's own SHA-256, so a damaged index is no index. The records stay the source of truth: an index is
 never trusted further, may be deleted at any time, and two processes that write one at the same time write two.
@@ -44,7 +44,7 @@ Stamp = tuple[int, int, int]  # change of a trial's folder and of its record, bo
 
 
 def stamp_of(trials: int, trial: str, attempt: str) -> Stamp:
-    """Return the present state of a trial below the opened folder ``trials``; ``OSError`` where there is none."""
+    """Return the present state of a trial below the opened folder ``trials``; ``OSError`` if it is missing."""
     folder = os.stat(trial, dir_fd=trials)
     record = os.stat(f"{trial}/{attempt}/{RECORD}", dir_fd=trials)
     return folder.st_mtime_ns, record.st_ctime_ns, record.st_size
@@ -58,7 +58,7 @@ def _size(trials: int, path: str) -> int:
 
 
 def read_index(study_dir: Path) -> pd.DataFrame | None:
-    """Return the rows of a study's index that still hold, with the columns ``STAMPS``; None where there is no index."""
+    """Return the rows of a study's index that are up to date, with the columns ``STAMPS``; None without an index."""
     for path in _indexes(study_dir):
         frame = _read(path)
         if frame is not None:
@@ -96,7 +96,7 @@ def _hash(content: bytes) -> str:
 
 
 def _unchanged(trials: Path, frame: pd.DataFrame) -> list[bool]:
-    """Return for each row of an index whether its trial is as it was."""
+    """Return for each row of an index whether its trial is unchanged."""
     places = zip(frame[TRIAL].tolist(), frame["attempt"].tolist(), strict=True)
     stamps = zip(*(frame[name].tolist() for name in (FOLDER_TIME, RECORD_TIME, RECORD_SIZE)), strict=True)
     texts = frame[FILES].tolist()
@@ -104,14 +104,14 @@ def _unchanged(trials: Path, frame: pd.DataFrame) -> list[bool]:
     descriptor = os.open(trials, os.O_RDONLY)
     try:
         return [
-            _holds(descriptor, *place, stamp, files[text])
+            _has_stamp(descriptor, *place, stamp, files[text])
             for place, stamp, text in zip(places, stamps, texts, strict=True)
         ]
     finally:
         os.close(descriptor)
 
 
-def _holds(trials: int, trial: str, attempt: str, stamp: Stamp, files: Sequence[tuple[str, int]]) -> bool:
+def _has_stamp(trials: int, trial: str, attempt: str, stamp: Stamp, files: Sequence[tuple[str, int]]) -> bool:
     """Whether a trial has this stamp, and its files these sizes (-1: missing)."""
     try:
         if stamp_of(trials, trial, attempt) != stamp:
@@ -164,7 +164,7 @@ def missing_files(frame: pd.DataFrame) -> list[tuple[str, Mapping[str, int]]]:
 
 
 def write_index(study_dir: Path, frame: pd.DataFrame, now_ns: int) -> None:
-    """Write an index of the rows with a stamp; nothing where too few could be used or the folder cannot be written.
+    """Write an index of the rows with a stamp, unless they are too few or the folder cannot be written.
 
     ``now_ns`` is the file system's time before the first of them was read: what changed shortly before, or since, is
     left out, as it may have been read half way.

@@ -1,4 +1,4 @@
-"""Files that a command writes where the user says: through devices, FIFOs and links, and with the mode they had."""
+"""Files that a command writes to a path the user gave: through devices, FIFOs and links, keeping the file's mode."""
 
 from __future__ import annotations
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from scalebench.errors import number_of
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
 from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
-
-if TYPE_CHECKING:
-    from scalebench.store.results import Results
-
 
 STUDY = "study.json"
 
@@ -30,7 +23,7 @@ def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
-    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``.
+    """Read ``study.json``: {} if it is absent, or damaged, which adds a line to ``damaged``.
 
     Raises ``NewerSchemaError`` where a newer version wrote it.
     """
@@ -145,7 +138,7 @@ def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str,
 
 
 def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a study's plan has of each trial, by its id: the id, and its FLOPs where they are known."""
+    """Return the entry of each trial in a study's plan, by id: the id, and its FLOPs if known."""
     plan = [trial if isinstance(trial, dict) else {"trial_id": trial} for trial in study.get("planned") or []]
     return {str(trial["trial_id"]): trial for trial in plan}
 
@@ -153,7 +146,7 @@ def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:
     """Forget trials of a study's plans that have no result, named by id or the start of one; return their ids.
 
-    Raises ``StoreError`` for a name that none or several of them begin with, and then forgets none.
+    Raises ``StoreError`` for a prefix that matches none or several of them, and then forgets none.
     """
     damaged: list[str] = []
     study = read_study(study_dir, damaged)
@@ -173,18 +166,6 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
     }
     write_study(study_dir, study | remaining)
     return dropped
-
-
-def of_plans(results: Results) -> Results:
-    """Return results without the trials that their study did not plan, where its ``study.json`` lists any."""
-    frame = results.frame
-    keep = np.ones(len(frame), dtype=bool)
-    for name, study in results.studies.items():
-        if ids := planned_ids(study):
-            # A study's folder may have another name than its records: without other studies, all rows are its own.
-            own = len(results.studies) == 1 or (frame["study"] == name).to_numpy()
-            keep &= frame["trial_id"].isin(ids).to_numpy() | np.logical_not(own)
-    return replace(results, frame=frame[keep])
 
 
 def left_out_line(number: int) -> str:

@@ -101,7 +101,7 @@ def read_with_files(attempt: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def check_schema(path: Path, schema: Any, *, checked: bool) -> None:
-    """Raise ``NewerSchemaError`` for a file of a newer version, ``StoreError`` for one that no version wrote."""
+    """Raise ``NewerSchemaError`` for a file of a newer version, ``StoreError`` for a number that no version used."""
     if type(schema) is int and schema > SCHEMA and checked:
         raise NewerSchemaError(
             f"{path}: written by a newer version of scalebench (schema {schema}; this one reads up to {SCHEMA}); update"
@@ -113,7 +113,7 @@ def check_schema(path: Path, schema: Any, *, checked: bool) -> None:
 
 
 def check_files(path: Path, files: Any) -> dict[str, int]:
-    """Return the sizes of the files that ``path`` lists; their names lead nowhere else.
+    """Return the sizes of the files that ``path`` lists; their names must stay inside its folder.
 
     One that is missing has size -1: the numbers of a record do not depend on it. ``StoreError`` if another.
     """
@@ -135,7 +135,7 @@ def _size(path: Path, recorded: int) -> int:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     if actual != recorded:
-        raise StoreError(f"{path}: {actual} bytes where the record says {recorded}: cut short or changed")
+        raise StoreError(f"{path}: {actual} bytes, but the record has {recorded}: cut short or changed")
     return actual
 
 

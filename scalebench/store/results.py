@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.store import index
 from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import plain_text, write_table
-from scalebench.store.plans import joined_plans, read_study
+from scalebench.store.plans import joined_plans, planned_ids, read_study
 from scalebench.store.trials import Reading, is_folder, read_trial_dir, study_dirs, trial_names
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_results(*paths: str | Path) -> Results:
 def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list[Missing]]:
     """Return a study's trials as a table, sorted by id, and the files of each; damage adds lines to ``damaged``.
 
-    A large study is read from its index as far as that holds, and a new one is written where it holds too little.
+    A large study is read from its index where that is up to date; a new index is written when too much is not.
     """
     names = list(trial_names(study_dir, damaged))
     indexed = index.read_index(study_dir) if len(names) >= index.SMALLEST else None
@@ -84,7 +84,7 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
 
 
 class TableRow(Mapping[str, Any]):
-    """One row of a table as the record that it was, None for null, without a dict for each of many thousands."""
+    """One row of a table as a mapping, None for null; lighter than a dict per row."""
 
     def __init__(self, cells: Cells, position: int) -> None:
         self._cells, self._position = cells, position
@@ -114,7 +114,7 @@ class Cells(dict[str, list[Any]]):
         self.frame = frame
 
     def __missing__(self, name: str) -> list[Any]:
-        """Convert a column; ``KeyError`` where there is none of this name."""
+        """Convert a column; ``KeyError`` if no column has this name."""
         values = self.frame[name]
         cells = values.to_numpy(dtype=object, copy=True)
         cells[values.isna().to_numpy()] = None
@@ -123,7 +123,7 @@ class Cells(dict[str, list[Any]]):
 
 
 def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[str]) -> dict[str, Mapping[str, Any]]:
-    """Return the records of a large study's trials by id, from its index as far as that holds; {} for a small one.
+    """Return the records of a large study's trials by id, from its index where that is up to date; {} for a small one.
 
     Damage of these trials adds lines to ``damaged``.
     """
@@ -196,3 +196,17 @@ def load_results(*paths: str | Path) -> pd.DataFrame:
 def export(results: Results, path: Path) -> None:
     """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
     write_table(results.frame, path)
+
+
+def of_plans(results: Results) -> Results:
+    """Return results without the trials that their study did not plan, where its ``study.json`` lists any."""
+    import numpy as np
+
+    frame = results.frame
+    keep = np.ones(len(frame), dtype=bool)
+    for name, study in results.studies.items():
+        if ids := planned_ids(study):
+            # A study's folder may have another name than its records: without other studies, all rows are its own.
+            own = len(results.studies) == 1 or (frame["study"] == name).to_numpy()
+            keep &= frame["trial_id"].isin(ids).to_numpy() | np.logical_not(own)
+    return replace(results, frame=frame[keep])

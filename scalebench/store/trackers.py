@@ -31,7 +31,7 @@ class TrackerMissingError(StoreError):
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One trial as a tracker shows it: configuration, results, and scalars (step, name, value) of its training."""
+    """One trial as a run of a tracker: configuration, results, and scalars (step, name, value) of its training."""
 
     study: str
     trial_id: str
@@ -169,7 +169,7 @@ def _missing(package: str, error: ImportError) -> TrackerMissingError:
 def export_runs(results: Results, tracker: str, folder: Path) -> tuple[int, str]:
     """Write the trials for a tracker of ``TRACKERS`` into a new folder; return their number and how to look at them.
 
-    Raises ``StoreError`` for a folder that holds something, and ``TrackerMissingError``.
+    Raises ``StoreError`` for a folder that is not empty, and ``TrackerMissingError``.
     """
     if folder.exists() and (not folder.is_dir() or next(folder.iterdir(), None) is not None):
         raise StoreError(f"{folder}: is there already; name a new folder, so that no run is written twice")

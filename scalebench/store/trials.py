@@ -110,7 +110,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder; not, where that cannot be known."""
+    """Whether a path is a folder; False if it cannot be read."""
     try:
         return path.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""What to grow and how: the study file, its axes, and its trials."""
+"""The study file, its axes, and its trials."""
 
 from scalebench.study.sections import FromSection, ParentSection, Point, Section, Study, WorkloadTable, study_class
 from scalebench.study.trials import Batching, DataSpec, Parent, Scalar, Trial, trial_id

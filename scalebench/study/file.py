@@ -1,4 +1,4 @@
-"""Reading a study file: TOML, overrides, and all errors at once, one line each, with the key."""
+"""Reading a study file: TOML, overrides, and all its errors together, one line each, with the key."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scalebench.study.axes import LARGEST_INTEGER
 
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
+MOST_VALUES = 6  # of an axis, in a message
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -34,7 +35,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
     except StudyError:
         raise
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
+    except UnicodeDecodeError as error:
+        raise StudyError([f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"]) from error
+    except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits
         raise StudyError([f"{path}: not valid TOML: {error}"]) from error
 
 
@@ -50,7 +53,8 @@ def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[st
         if not equals or not key.strip():
             raise StudyError([f"--set {setting}: expected key=value, as in --set train.steps=100"])
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            content = tomllib.loads(f"value = {text}")
+            value = content["value"] if len(content) == 1 else text  # a text of several lines is no other setting
         except tomllib.TOMLDecodeError:
             value = text
         except (ValueError, RecursionError) as error:
@@ -72,7 +76,7 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
     tables = ("model", "data", *study.TABLES.values())
     contents = {table: content for table in tables if isinstance(content := raw.get(table), dict)}
     fixed = {f"{table}.{key}" for table, content in contents.items() for key in content}
-    seen: set[str] = set()
+    zipped: set[str] = set()
     for index, entry in enumerate(study.zipped):
         axes = entry.axes()
         lengths = {name: len(values) for name, values in axes.items()}
@@ -80,9 +84,33 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
             yield f"zip[{index}]: axes that advance together need equal lengths, given {lengths}"
         if len(lengths) < 2:
             yield f"zip[{index}]: needs at least two fields, given {list(lengths)}"
-        for name in sorted(set(axes) & (fixed | seen)):
+        for name in sorted(set(axes) & (fixed | zipped)):
             yield f"zip[{index}].{name}: set elsewhere as well; leave it in one place"
-        seen |= set(axes)
+        zipped |= set(axes)
+
+
+def _exclude_lines(study: Study) -> Iterator[str]:
+    """Yield a line for every field of [[exclude]] that no combination has: it would exclude nothing."""
+    axes = study.axes()
+    for index, entry in enumerate(study.excluded):
+        for name in entry.axes():
+            if name not in axes:
+                table, _, field = name.partition(".")
+                fields = [axis.partition(".")[2] for axis in axes if axis.startswith(f"{table}.")]
+                reason = unknown(field, fields).replace("unknown", "no combination has", 1)
+                yield f"exclude[{index}].{name}: {reason}, so that this excludes nothing; leave it out"
+
+
+def idle_exclusions(study: Study) -> list[str]:
+    """Return a line for every value of [[exclude]] that no axis has, as after a slip or with ``--set``."""
+    axes = study.axes()
+    return [
+        f"exclude[{index}].{name} = {', '.join(map(repr, values))}: excludes nothing; {name} takes "
+        f"{', '.join(map(repr, axes[name][:MOST_VALUES]))}{', …' * (len(axes[name]) > MOST_VALUES)}"
+        for index, entry in enumerate(study.excluded)
+        for name, values in entry.axes().items()
+        if not set(values) & set(axes[name])
+    ]
 
 
 def _model_lines(study: Study) -> Iterator[str]:
@@ -100,15 +128,15 @@ def _exclusive_lines(study: Study) -> Iterator[str]:
     """Yield a line where the file names more than one of the fields that exclude each other."""
     table, axes = study.TABLES[study.workload], study.axes()
     for group in getattr(study, table).EXCLUSIVE:
-        named = [key for key in group if f"{table}.{key}" in axes]
-        if len(named) > 1:
-            yield f"{table}.{named[1]}: only one of {', '.join(group)} can be set, given {' and '.join(named)}"
+        set_keys = [key for key in group if f"{table}.{key}" in axes]
+        if len(set_keys) > 1:
+            yield f"{table}.{set_keys[1]}: only one of {', '.join(group)} can be set, given {' and '.join(set_keys)}"
 
 
 def _unread_lines(study: Study) -> Iterator[str]:
     """Yield a line for every field that only other workloads read."""
     for other in sorted(set(study.TABLES.values()) - {study.TABLES[study.workload]}):
-        fields = [f"{other}.{field}" for field in getattr(study, other).named()]
+        fields = [f"{other}.{field}" for field in getattr(study, other).fields_in_file()]
         for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
             for index, entry in enumerate(entries):
                 fields += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
@@ -212,9 +240,10 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
             study = kind.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
-    unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
+    unread = [] if any(line.startswith("workload:") for line in lines) else [*_unread_lines(study)]
     exclusive = [*_exclusive_lines(study)]
     lines += [*_zip_lines(raw, study), *_model_lines(study), *exclusive, *_from_lines(study), *unread]
+    lines += [] if unread else _exclude_lines(study)
     if exclusive or any(line.startswith("zip") for line in lines):
         return None, lines
     too_many = [*_grid_lines(study)]

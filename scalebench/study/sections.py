@@ -31,11 +31,11 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
 
-    def given(self) -> dict[str, tuple[Any, ...]]:
+    def filled_fields(self) -> dict[str, tuple[Any, ...]]:
         """Return the fields that hold values, defaults included, those absent left out."""
         return {name: value for name, value in self if value is not None}
 
-    def named(self) -> dict[str, tuple[Any, ...]]:
+    def fields_in_file(self) -> dict[str, tuple[Any, ...]]:
         """Return only the fields that the file names."""
         return {
             name: value for name, value in self if name in self.model_fields_set or name in (self.model_extra or {})
@@ -89,23 +89,23 @@ class RunSection(Section):
     on_oom: Annotated[str, one_of(ON_OOM)] = "end"
     checkpoint: bool = False  # keep weights and optimizer state beside the record
     checkpoint_steps: Axis[Count] = ()  # and after these numbers of steps, to branch from ([from] step)
-    # While a trial trains, keep the newest state to go on from after an interruption: every so many steps, or seconds
+    # While a trial trains, keep the newest state to go on from after an interruption: every N steps, or seconds
     # (at the check of the losses that follows, every 20 steps).
     checkpoint_every_steps: Count | None = None
     checkpoint_every_s: Finite | None = None
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"
-    # Train up to so many trials that differ in seed, learning rate or weight decay only together in one process, where
-    # that is faster: their losses are those of training one by one, their times and memory are not measured.
+    # Train up to this many trials that differ in seed, learning rate or weight decay only together in one process,
+    # where that is faster: their losses are those of training one by one, their times and memory are not measured.
     ensemble: Annotated[int, Field(ge=2, le=MOST_TOGETHER)] | None = None
     share_device: bool = False  # let trials (with --jobs) run on a GPU at the same time: their times are not exclusive
 
 
 class ParentSection(Section):
-    """Which trials of another study are the parents: its ok ones that kept their weights. Each is a point of an axis.
+    """The parents: the ok trials of another study that kept their weights. They are an axis, one point each.
 
-    With ``step`` a parent is a checkpoint of a run under way (``run.checkpoint_steps``); several are several points.
+    With ``step`` the parents are checkpoints during a run (``run.checkpoint_steps``), one point per step.
     """
 
     KEY: ClassVar[str]  # where it stands in a study file
@@ -118,12 +118,12 @@ class ParentSection(Section):
 
     @property
     def continues(self) -> bool:
-        """Whether a trial goes on with its parent's run."""
+        """Whether a trial continues its parent's run."""
         return False
 
 
 class FromSection(ParentSection):
-    """Where the weights come from that every trial starts with.
+    """The trials whose weights this study's trials start from.
 
     A child has its parent's family, model, data and seed unless the file names others. With ``optimizer_state`` it
     continues the parent's run: all else in [train] is the parent's, too.
@@ -136,7 +136,7 @@ class FromSection(ParentSection):
 
     @property
     def continues(self) -> bool:
-        """Whether a trial goes on with its parent's run."""
+        """Whether a trial continues its parent's run."""
         return self.optimizer_state
 
 
@@ -148,7 +148,7 @@ class Point(Section):
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return the named fields as {"model.params": (…), …}."""
-        return {f"{name}.{key}": values for name, section in self for key, values in section.named().items()}
+        return {f"{name}.{key}": values for name, section in self for key, values in section.fields_in_file().items()}
 
 
 class WorkloadTable(Protocol):
@@ -197,7 +197,7 @@ class Study(Section):
 
     @property
     def parents(self) -> ParentSection | None:
-        """Which trials this study's trials need the weights of: those of [from], or of its workload's own table."""
+        """The parents of this study's trials: those of [from], or those that the workload's own table names."""
         return self.start or self.own_parents
 
     @property
@@ -238,7 +238,7 @@ class Study(Section):
         axes: dict[str, tuple[Any, ...]] = {}
         for table in ("model", self.TABLES[self.workload], "data"):
             section: Section = getattr(self, table)
-            values = section.given() if self.parents is None else section.named()
+            values = section.filled_fields() if self.parents is None else section.fields_in_file()
             axes |= {f"{table}.{key}": value for key, value in values.items() if isinstance(value, tuple)}
         for entry in self.zipped:
             axes |= entry.axes()

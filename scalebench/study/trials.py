@@ -1,4 +1,4 @@
-"""One trial: everything that can change a result, nothing that cannot; and the id made of it."""
+"""A trial, which has everything that can change its result and nothing else, and its id."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LATER: Mapping[str, Any] = {
     "processes": 1, "parallel": "none", "gradient_sums": False, "head": "own", "pooling": None, "head_classes": None,
 }  # fmt: skip
 # How the validation samples of a source are drawn, by the source's kind ("text" of "text:PATH"): 1 where none stands
-# here. Whoever changes what is drawn raises the number, so that losses of before and after are of different trials.
+# here. A change of what is drawn must raise the number, so that losses before and after belong to different trials.
 VALIDATION_DRAWS: Mapping[str, int] = {}
 CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 Scalar = bool | int | float | str | None
 
 
 class DataSpec(Section):
-    """One trial's data: the source, what it takes of it, and the SHA-256 of the bytes it stood for when planned."""
+    """One trial's data: the source, which part of it, and the SHA-256 of its bytes when the trial was planned."""
 
     source: str
     vocab_size: int | None = None  # asked for; None where the source has its own
@@ -40,7 +40,7 @@ class Parent(Section):
 
 
 class Trial(Section):
-    """One thing done once with one model: everything that can change a result, nothing that cannot."""
+    """One run of one workload with one model: everything that can change its result, and nothing else."""
 
     workload: str
     family: str
@@ -49,11 +49,12 @@ class Trial(Section):
     data: DataSpec
     parent: Parent | None = None
     device_kind: str
+    family_sha256: str | None = None  # of the file that the family comes from; None for a family that ships
     schema_version: int = SCHEMA
 
 
 class Batching(Protocol):
-    """What a task reads of a trial's spec."""
+    """The fields of a trial's spec that a task reads."""
 
     @property
     def batch_size(self) -> int:
@@ -61,7 +62,7 @@ class Batching(Protocol):
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens per sample; None where a sample is no sequence."""
+        """Tokens per sample; None if samples are not sequences."""
 
     @property
     def seed(self) -> int:
@@ -71,8 +72,8 @@ class Batching(Protocol):
 def trial_id(trial: Trial) -> str:
     """Return the first 16 hex digits of SHA-256 over the trial's canonical JSON: sorted keys, no white space.
 
-    What ``LATER`` names is left out at the value that stands there, and the first way of drawing validation samples
-    (``VALIDATION_DRAWS``), so that earlier trials keep their ids.
+    A field in ``LATER`` is left out if it has the value listed there, and so is the first way of drawing validation
+    samples (``VALIDATION_DRAWS``), so that earlier trials keep their ids.
     """
     values = trial.model_dump()
     drawn = VALIDATION_DRAWS.get(trial.data.source.partition(":")[0], 1)
@@ -80,4 +81,6 @@ def trial_id(trial: Trial) -> str:
         values["data"]["validation_draw"] = drawn
     for name in [name for name, before in LATER.items() if values["spec"].get(name, ()) == before]:
         del values["spec"][name]
+    if trial.family_sha256 is None:
+        del values["family_sha256"]
     return hashlib.sha256(CANONICAL.encode(values).encode()).hexdigest()[:16]

@@ -32,6 +32,7 @@ WORKLOADS: dict[str, Workload] = {
 TRIAL_COLUMNS = (
     Column("command", "", "command that ran the study"),
     Column("family", "", "model family"),
+    Column("family_sha256", "", "SHA-256 of the file that the family comes from; null for a family that ships"),
     Column("requested_params", "1", "requested size (model.params)"),
     Column("size", "", "requested published size (model.size)"),
     Column("source", "", "data source"),
@@ -70,7 +71,7 @@ def trial_of(attempt: Path) -> Trial:
 def read_trial(values: dict[str, Any]) -> Trial:
     """Return a trial from its JSON, with its spec as the workload's ``Spec``.
 
-    Trials of schema 1, which had one field for each workload, are read as what they were.
+    Trials of schema 1, which had one field for each workload, are converted.
     """
     if "workload" not in values:
         workload = "training" if values.get("train") else "inference"

@@ -1,6 +1,6 @@
-"""Do all implementations train the same model? The same GPT on the same batches, compared loss by loss.
+"""Do all implementations train the same model? The same GPT on the same batches, compared by its losses.
 
-``python -m scalebench.workloads.agreement --device cuda`` prints a line for each and exits with 1 when one differs by
+``python -m scalebench.workloads.agreement --device cuda`` prints a line for each and exits with 1 if one differs by
 more than the precision explains: 16-bit training with torch's operators gives the expected difference from float32.
 """
 
@@ -48,7 +48,7 @@ def spec_of(implementation: str, graph: str, precision: str, steps: int, batch_s
 
 
 class WatchedClock(StepClock):
-    """A clock that calls ``watch`` with the number of each step when its batch is at hand."""
+    """A clock that calls ``watch`` with the number of each step when its batch is ready."""
 
     def __init__(self, device: torch.device, watch: Callable[[int], object]) -> None:
         super().__init__(device)
@@ -88,7 +88,7 @@ def compare_losses(
     """Train by each way, an (implementation, graph), and return by name its distance from float32 in nats.
 
     ``mean_nats`` and ``worst_nats`` are over the steps' absolute differences; ``agrees`` is whether the mean is within
-    ``ALLOWED`` times that of ``sdpa`` in ``precision``. A way that raises has ``error`` in place of them.
+    ``ALLOWED`` times that of ``sdpa`` in ``precision``. A way that raises has ``error`` instead.
     """
     where = torch.device(device, 0) if device == "cuda" else torch.device(device)
     config = gpt.explicit(depth, width, vocab_size=256, context=length, head_dim=head_dim)
@@ -116,7 +116,7 @@ def compare_losses(
 
 
 def unwaiting_steps(implementation: str, graph: str = "none", steps: int = 20) -> int:
-    """Train on the GPU with torch's check for waiting switched on in the last half of the steps; return how many.
+    """Train on the GPU with torch's check for synchronisation on in the last half of the steps; return their number.
 
     Raises ``RuntimeError`` naming the operation that waits.
     """

@@ -44,13 +44,12 @@ class Configure(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
+    """One point of a study whose values ``decide`` completes: family, fields of the workload's table, how to size it.
 
-    ``data`` is opened, and ``about`` says which part of it a trial takes. ``values`` holds every field of the table
-    that the file names, and the defaults of the others unless the trial has a ``parent`` (its Trial; ``continues`` if
-    its run goes on). ``branch_step`` is how many steps lie before the checkpoint that it starts from; None for the end
-    of a run. ``device`` is as the file says: with "auto" only the
-    machine that runs the trial knows.
+    ``data`` is opened; ``about`` is which part of it a trial takes. ``values`` holds every field of the table that the
+    file names, and the defaults of the others unless the trial has a ``parent`` (its Trial; ``continues`` if its run
+    is continued). ``branch_step`` is the number of steps before the checkpoint that it starts from; None for the end
+    of a run. ``device`` is the file's value: "auto" is resolved on the machine that runs the trial.
     """
 
     family_name: str
@@ -84,7 +83,7 @@ class Decided:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a trial is estimated to take.
+    """The estimated cost of a trial.
 
     ``steps`` are training steps, or calls, ``step_floor_s`` is the least time of one, ``memory_bytes`` is the peak.
     ``processes`` share the FLOPs; ``memory_bytes`` is that of all of them.
@@ -99,7 +98,7 @@ class Cost:
     def seconds(self, peak_flops_per_s: float | None) -> float:
         """Estimated duration on a device of this peak: a fifth of it reached, and a floor for launching each step.
 
-        A rule of thumb for ordering trials and for a first idea; the results have the measured time.
+        A rule of thumb for ordering trials and for a first estimate; the results have the measured time.
         """
         per_step = self.flops / max(1, self.steps) / self.processes / (0.2 * (peak_flops_per_s or 1e14))
         return STARTUP_S + self.steps * (self.step_floor_s + per_step)
@@ -118,7 +117,7 @@ class Workload(Protocol):
 
     @property
     def Section(self) -> type[Table]:  # noqa: N802
-        """Fields of that table, each with a default: what a study may say."""
+        """Fields of that table, each with a default."""
 
     @property
     def Spec(self) -> type[Table]:  # noqa: N802
@@ -139,7 +138,7 @@ class Workload(Protocol):
     def decide(self, request: Request, /) -> Decided:
         """Fill in defaults and decide every value of one trial.
 
-        Raises ``InputError`` with one line ``field: reason`` for a combination that cannot be.
+        Raises ``InputError`` with one line ``field: reason`` for an invalid combination.
         """
         ...
 
@@ -148,26 +147,26 @@ class Workload(Protocol):
         ...
 
     def run(self, trial: Trial, recorder: Recorder, /) -> None:
-        """Do it, filling ``recorder.columns`` on the way, so that a trial that fails keeps what it had measured."""
+        """Run the trial, filling ``recorder.columns`` as it goes, so that a failed trial keeps what it had measured."""
         ...
 
 
 def step_flops(counts: Counts, batch_size: int) -> int:
     """Return the FLOPs of one training step: three forward passes.
 
-    What activation checkpointing computes again is not counted: the model's arithmetic, not the device's.
+    What activation checkpointing computes again is not counted: these are the model's FLOPs, not the hardware's.
     """
     return FORWARDS_PER_STEP * counts.forward_flops * batch_size
 
 
 def offering(capability: str) -> str:
-    """Say which families have a capability, for an error message."""
+    """Return which families have a capability, for an error message."""
     names = [name for name, family in FAMILIES.items() if capability in family.CAPABILITIES]
     return f"families that can: {', '.join(names)}"
 
 
 def check_served(request: Request, values: Mapping[str, Any], table: str) -> None:
-    """Raise ``InputError`` for an implementation that the family lacks, or a precision that the asked device lacks."""
+    """Raise ``InputError`` for an implementation that the family lacks, or a precision that the device lacks."""
     known, implementation = request.family.IMPLEMENTATIONS, values["implementation"]
     if implementation not in known:
         raise InputError(

@@ -27,7 +27,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator[Batch]:
     """Yield the batch of each step on the device: made on demand on a CPU, in advance on a GPU.
 
-    Of several processes each gets its own rows.
+    With several processes each gets its own rows.
     """
     if device.type == "cpu":
         for step in steps:

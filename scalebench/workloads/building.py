@@ -10,7 +10,7 @@ from scalekernels import Unsupported, unavailable_reason
 from torch import nn
 
 from scalebench.data import Data, open_data
-from scalebench.families import FAMILIES, Counts
+from scalebench.families import FAMILIES, Counts, check_unchanged
 from scalebench.study import Trial
 from scalebench.workloads.base import KERNELS, unserved
 
@@ -49,20 +49,30 @@ def planned_data(trial: Trial) -> Data:
 
 
 def configuration(trial: Trial) -> Any:
-    """Return the Config of the trial's family."""
+    """Return the Config of the trial's family; ``RuntimeError`` if the family's own file has changed since."""
+    check_unchanged(trial.family, trial.family_sha256)
     return FAMILIES[trial.family].Config(**trial.model)
 
 
 def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
     """Return the model with initial weights from the trial's seed, in the trial's implementation by default.
 
-    It is built on its device: a GPU initialises a billion weights in no time, with its own generator. The same seed
+    It is built on its device: a GPU initialises a billion weights quickly, with its own generator. The same seed
     gives other weights there than on a CPU, and the same ones for every implementation.
     """
     torch.manual_seed(trial.spec.seed)
     with device:
         built = FAMILIES[trial.family].build(configuration(trial), implementation or trial.spec.implementation)
+    if trial.family_sha256 is not None:
+        _check_count(trial, built)
     return built.to(device)
+
+
+def _check_count(trial: Trial, model: nn.Module) -> None:
+    """Raise ``RuntimeError`` if a model of a user's own file has other parameters than the file counts."""
+    counted = FAMILIES[trial.family].count(configuration(trial), getattr(trial.spec, "sequence_length", None)).total
+    if (built := sum(parameter.numel() for parameter in model.parameters())) != counted:
+        raise RuntimeError(f"{trial.family}: count() returns {counted:,} parameters, the module has {built:,}")
 
 
 def load_compiler() -> None:

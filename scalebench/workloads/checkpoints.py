@@ -32,7 +32,7 @@ def add_checkpoint(attempt: Path, step: int, about: dict[str, Any]) -> None:
 def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
     """Return the checkpoints of an attempt by their step: ``weights_sha256``, ``state_sha256`` and ``end``.
 
-    Raises ``StoreError`` for a file with anything else in it.
+    Raises ``StoreError`` for a file with any other content.
     """
     path = attempt / INDEX
     content = read_json(path) if path.exists() else {}
@@ -49,7 +49,7 @@ def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:
 
 
 def copy_checkpoints(earlier: Path, attempt: Path, done: int) -> None:
-    """Copy the checkpoints of the first ``done`` steps of an interrupted attempt to the one that goes on with it."""
+    """Copy the checkpoints of the first ``done`` steps of an interrupted attempt to the one that resumes it."""
     if earlier == attempt:
         return
     for step, about in checkpoints(earlier).items():

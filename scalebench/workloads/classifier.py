@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
 
 def with_head(body: nn.Module, trial: Trial) -> nn.Module:
-    """Return a trial's model: the family's module, with the head of classes where the trial has one."""
+    """Return a trial's model: the family's module, with the classification head if the trial has one."""
     spec = trial.spec
     if getattr(spec, "head", "own") == "own":
         return body

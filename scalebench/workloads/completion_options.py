@@ -50,4 +50,4 @@ class Request:
             and (self.top_k > 0 or self.top_p < 1),
         }
         if any(wrong.values()):
-            raise InputError([line for line, holds in wrong.items() if holds])
+            raise InputError([line for line, is_wrong in wrong.items() if is_wrong])

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from scalebench.errors import InputError
-from scalebench.workloads import training
+from scalebench.workloads import ensemble, training
 from scalebench.workloads.base import Decided, Request
 
-# Such a run is not continued, so it keeps no state.
-TRAINING_COLUMNS = tuple(column for column in training.COLUMNS if column.name != "state_sha256")
+# Such a run keeps no state to continue from, and is not trained together with others.
+NOT_DERIVED = {"state_sha256", *(column.name for column in ensemble.COLUMNS)}
+TRAINING_COLUMNS = tuple(column for column in training.COLUMNS if column.name not in NOT_DERIVED)
 
 
 def decided_as_training(request: Request, values: Mapping[str, Any], table: str, activity: str) -> Decided:

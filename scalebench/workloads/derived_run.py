@@ -10,13 +10,15 @@ from scalebench.workloads.weights import save_weights
 
 
 class DerivedRun(TrainingRun):
-    """A training run that keeps its weights, and no state to go on from."""
+    """A training run that keeps its weights, but no state to continue from."""
 
     def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
         """Write the weights."""
         attempt = self.recorder.attempt
-        self.columns["weights_sha256"], self.columns["weights_file_bytes"] = save_weights(self.kept(model), attempt)
+        self.columns["weights_sha256"], self.columns["weights_file_bytes"] = save_weights(
+            self.saved_model(model), attempt
+        )
 
-    def kept(self, model: nn.Module) -> nn.Module:
+    def saved_model(self, model: nn.Module) -> nn.Module:
         """Return the model whose weights are written, under the family's own names."""
         return model

@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def decide(request: Request) -> Decided:
-    """Decide a student as training does, and check that its teacher's predictions are of the same classes."""
+    """Decide a student as training does, and check that its teacher's predictions have the same classes."""
     teacher = request.parent
     if teacher is None:
         raise InputError('distill.teacher: missing; name the study that trained it, as in teacher = {study = "gpt"}')
@@ -63,13 +63,13 @@ def decide(request: Request) -> Decided:
 
 
 def _check_method(train: dict[str, Any]) -> None:
-    """Raise ``InputError`` where a student cannot be trained so."""
+    """Raise ``InputError`` for a method that cannot train this student."""
     if train["graph"] == "step":
         raise InputError('distill.graph: "step": the teacher is no part of a captured step; use "blocks"')
 
 
 def _learned(own: dict[str, Any], decided: Decided) -> dict[str, Any]:
-    """Return λ, temperature and top_k; settings without effect would make two trials of one."""
+    """Return λ, temperature and top_k; settings without effect are left out, or one trial would be two."""
     weight = 1.0 if own["soft_weight"] is None else own["soft_weight"]
     if not weight:
         return {"soft_weight": weight, "temperature": 1.0, "top_k": None}
@@ -80,7 +80,7 @@ def _learned(own: dict[str, Any], decided: Decided) -> dict[str, Any]:
 
 
 def _described(counts: Counts) -> dict[str, Any]:
-    """Return what describes the teacher."""
+    """Return the fields that describe the teacher."""
     return {
         "teacher_params": counts.total,
         "teacher_params_non_embedding": counts.non_embedding,
@@ -129,7 +129,7 @@ def _check_reads(teacher: Trial, config: Any, request: Request, spec: TrainSpec,
 
 
 def cost(trial: Trial, counts: Counts) -> Cost:
-    """Estimate a trial as training does, with the teacher's forward passes, and its weights where it runs along."""
+    """Estimate a trial as training does, with the teacher's forward passes, and its weights if it runs meanwhile."""
     spec: DistillSpec = trial.spec
     student = training.cost(trial, counts)
     teacher_bytes = 4 * spec.teacher_params if spec.top_k is None and spec.soft_weight else 0

@@ -104,7 +104,7 @@ class DistillRun(DerivedRun):
     def check_risen(self, task: Task, validation: Validation) -> None:
         """Raise ``Diverged`` when either loss ended far above that of the first step, or of a uniform guess if higher.
 
-        A divergence from a teacher of nearly uniform predictions begins near 0 and says nothing about the rest.
+        A divergence from a teacher of nearly uniform predictions begins near 0 whatever the rest is.
         """
         assert self.losses is not None
         first = max(float(self.losses[0]), guess_nats(self.trial, task))

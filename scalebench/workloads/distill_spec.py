@@ -21,7 +21,7 @@ class TeacherSection(ParentSection):
 
 
 class DistillSection(TrainSection):
-    """How each student is trained: the fields of [train], its teachers, and what it learns of them.
+    """How each student is trained: the fields of [train], its teachers, and which of their outputs it is trained on.
 
     ``flops`` is the budget of the student's training and of the teacher's forward passes together.
     """

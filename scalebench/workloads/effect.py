@@ -80,7 +80,7 @@ def remember(model: nn.Module, task: Task, spec: Computation, device: torch.devi
 def effect_columns(
     before: Before, model: nn.Module, *, spec: Computation | None = None, validation: Validation | None = None
 ) -> dict[str, Any]:
-    """Validate and time the changed model and return ``COLUMNS``; null where there is no number.
+    """Validate and time the changed model and return ``COLUMNS``; null where nothing was measured.
 
     ``spec`` is for a changed model that computes in another precision than the unchanged one; ``validation`` for one
     that has been validated on the same task. Raises ``Diverged`` when its loss is not finite.
@@ -147,11 +147,11 @@ def forward_pass(model: nn.Module, task: Task, spec: Computation, device: torch.
 
     from scalebench.workloads.loop import computing
 
-    inputs, named = model_inputs(model.eval(), task, spec, device)
+    inputs, keywords = model_inputs(model.eval(), task, spec, device)
 
     def call() -> object:
         with torch.inference_mode(), computing(model, device, spec.precision):
-            return model(*inputs, **named)
+            return model(*inputs, **keywords)
 
     return call
 
@@ -167,8 +167,8 @@ def model_inputs(
 
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def take(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((inputs, named))
+    def take(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((inputs, keywords))
 
     batch, _ = next(iter(task.validation()))
     with ExitStack() as stack:

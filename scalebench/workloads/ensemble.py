@@ -45,7 +45,7 @@ def _of_trial(trial: Trial, params: int) -> Iterator[tuple[str, bool]]:
     yield f'graph = "{spec.graph}" compiles one model', spec.graph != "none"
     yield f'precision = "{spec.precision}" rounds batched products otherwise', spec.precision != "float32"
     yield f"processes = {spec.processes}: several processes train one model", spec.processes > 1
-    yield f"accumulation = {spec.accumulation}: micro-batches are of one model", spec.accumulation > 1
+    yield f"accumulation = {spec.accumulation}: micro-batches belong to one model", spec.accumulation > 1
     yield "checkpointing recomputes the blocks of one model", spec.checkpointing
     yield "its parent's run goes on in it", parent is not None and parent.state_sha256 is not None
 

@@ -64,7 +64,7 @@ class Ensemble:
     def step(self, batch: Batch, rates: Tensor) -> Tensor:
         """Train each model on its batch, (K, B, …), at its learning rate, (K, 1); return the losses (K,)."""
         losses: Tensor = self._losses(self.parts, batch)
-        # The derivative of the sum with respect to a model's weights is that of its own loss.
+        # The derivative of the sum with respect to a model's weights is that of the model's own loss.
         gradients = torch.autograd.grad(losses.sum(), self.parts)
         with torch.no_grad():
             self.optimizer.step(torch.cat([part.flatten(1) for part in gradients], 1), rates)

@@ -1,4 +1,4 @@
-"""The workload "finetune": go on training another trial's model, on other data or with another head, with all weights
+"""The workload "finetune": continue training another trial's model, on other data or with another head, all weights
 or with LoRA.
 
 ``finetune_run`` does it.
@@ -63,7 +63,7 @@ def decide(request: Request) -> Decided:
 
 
 def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return the method and, for LoRA, what it trains; a setting without effect would make two trials of one."""
+    """Return the method and, for LoRA, what it trains; settings without effect are None, or one trial would be two."""
     if own["method"] != "lora":
         return {"method": "full", "rank": None, "alpha": None, "matrices": None}
     if spec["implementation"] not in PLAIN:

@@ -97,7 +97,7 @@ class FinetuneRun(DerivedRun):
         gradients = 4 * trainable(running.model)
         return memory.held_columns(running.model, running.optimizer, peak, gradient_bytes=gradients)
 
-    def kept(self, model: nn.Module) -> nn.Module:
+    def saved_model(self, model: nn.Module) -> nn.Module:
         """Return a copy in which LoRA's products are added to their matrices."""
         merged = copy.deepcopy(model)
         merge(merged)

@@ -1,4 +1,4 @@
-"""What a study can say about fine-tuning ([finetune]), and one trial's fine-tuning with every value decided."""
+"""The table [finetune] of a study, and one trial's values with all defaults decided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model that ignores its inputs is worth: the loss above which a trained model has lost what it had learned."""
+"""The loss of a model that ignores its inputs: above it a trained model has lost what it had learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that put the hidden states of a family's model to another task: which there are, what they take and cost.
+"""Heads that use the hidden states of a family's model for another task: their kinds, inputs and costs.
 
 ``classifier`` has the module. A head of classes is one linear layer on a pooled hidden state (C features). gpt pools
 the last token, the only one that has seen all others; bert pools [CLS] through the pooler that it was trained with, as
@@ -62,7 +62,7 @@ BODIES: Mapping[str, Body] = {
 def decided_head(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return head, pooling and head_classes of a trial from what its table names.
 
-    A setting without effect is None, lest it make two trials of one. Raises ``InputError`` for a head that fits
+    A setting without effect is None, or one trial would be two. Raises ``InputError`` for a head that fits
     neither the family nor the labels.
     """
     if (values.get("head") or "own") == "own":

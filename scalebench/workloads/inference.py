@@ -1,4 +1,4 @@
-"""The workload "inference": what a study can ask of it, what it costs, what it records. ``inference_run`` does it."""
+"""The workload "inference": its study table, its cost, its columns. ``inference_run`` does it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def decide(request: Request) -> Decided:
 
 
 def _refuse_generation(name: str, values: Mapping[str, Any]) -> None:
-    """Refuse the fields that only a family that generates can take."""
+    """Refuse the fields that need a family that generates."""
     plain = {"new_tokens": None, "temperature": 0, "top_k": 0, "top_p": 1, "beams": 1}
     for key, value in plain.items():
         if values.get(key) != value:

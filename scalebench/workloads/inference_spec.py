@@ -1,4 +1,4 @@
-"""What a study can say about inference ([inference]), one trial's values, and what a call costs by closed forms."""
+"""The table [inference] of a study, one trial's values, and the cost of a call in closed form."""
 
 from __future__ import annotations
 

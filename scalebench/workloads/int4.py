@@ -1,6 +1,6 @@
 """4-bit weights by torchao: on a CPU and on a GPU, which pack them differently.
 
-Each group of a row has a scale and a zero point in bfloat16, and all else of the model computes in bfloat16. On a CPU
+Each group of a row has a scale and a zero point in bfloat16, and the rest of the model computes in bfloat16. On a CPU
 the rows must come in sixteens. A GPU of compute capability 8.0 or more has torch's tinygemm product, whose tiles pad
 rows to a multiple of 8 and widths to one of 1024: far below that the padding costs more than the bits save.
 """
@@ -35,16 +35,16 @@ def check_device(device: torch.device) -> None:
     """Raise ``Unsupported`` for a GPU without the product of 4-bit weights, or another kind of device."""
     if device.type not in ("cpu", "cuda"):
         raise Unsupported(f"int4-weight-only: torchao has no product of 4-bit weights for {device.type}")
-    if device.type == "cuda" and (has := torch.cuda.get_device_capability(device)) < GPU_CAPABILITY:
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < GPU_CAPABILITY:
         needed, name = ".".join(map(str, GPU_CAPABILITY)), torch.cuda.get_device_name(device)
         raise Unsupported(
             f"int4-weight-only needs a GPU of compute capability {needed} or more, and {name} has "
-            f"{'.'.join(map(str, has))}; set quantize.device = 'cpu'"
+            f"{'.'.join(map(str, capability))}; set quantize.device = 'cpu'"
         )
 
 
 def config(group_size: int, kind: str) -> Any:
-    """Return torchao's configuration for a kind of device; ``ImportError`` where torchao has it not."""
+    """Return torchao's configuration for a kind of device; ``ImportError`` if torchao does not have it."""
     if kind == "cuda":
         from torchao.quantization import Int4WeightOnlyConfig  # type: ignore[import-untyped]
 

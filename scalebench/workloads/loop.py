@@ -146,7 +146,7 @@ def check_finite(losses: Tensor, done: int) -> None:
 def check_risen(first: float, least: float = 0.0, **ends: float) -> None:
     """Raise ``Diverged`` where a loss at the end, by name, is above ``DIVERGED_FACTOR`` times the ``first`` step's.
 
-    Both are taken from the ``least`` loss that there can be, which of a likelihood of real numbers may be negative.
+    Both are taken from the ``least`` loss that there can be, which may be negative for a likelihood of real numbers.
     """
     for name, loss in ends.items():
         if first > least and loss - least > DIVERGED_FACTOR * (first - least):
@@ -172,7 +172,7 @@ class Validation:
 
 
 class Computation(Protocol):
-    """Any Spec: what decides the number format that a model computes in."""
+    """A Spec as far as it decides the number format of the computation."""
 
     @property
     def precision(self) -> str:
@@ -203,7 +203,7 @@ def validate(model: nn.Module, task: Task, spec: Computation, device: torch.devi
 
 
 def validation_columns(validation: Validation) -> dict[str, float | None]:
-    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
+    """Return the held-out loss, its standard error and the metrics, null where nothing was measured."""
     columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
     columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
     return {name: _number(value) for name, value in columns.items()}

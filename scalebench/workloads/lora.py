@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): a frozen matrix W (out, in) plus a trained product of low rank, W + (alpha / rank) B A.
 
 A (rank, in) starts as U(-b, b) with b = sqrt(3 / in), B (out, rank) at zero, so the model starts as it was. The sum is
-computed before the layer multiplies by it; ``merge`` therefore leaves the very weights that the layer used, and outputs
-do not change by a bit.
+computed before the layer multiplies by it; ``merge`` therefore leaves exactly the weights that the layer used, and
+outputs do not change by a bit.
 """
 
 from __future__ import annotations

@@ -100,6 +100,6 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def computes_in(model: nn.Module, precision: str) -> torch.dtype | None:
-    """Return the dtype of the working copy that a model needs at a precision; None where autocast is used."""
+    """Return the dtype of the working copy that a model needs at a precision; None if autocast is used."""
     keeps = getattr(model, "KEEPS_TYPE", False)
     return getattr(torch, precision) if keeps and precision != "float32" else None

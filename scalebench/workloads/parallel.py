@@ -50,7 +50,7 @@ def replicated(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def shard(model: nn.Module, family: Family, device: torch.device) -> None:
-    """Divide the parameters of a model between the processes, in place, as its family says."""
+    """Divide the parameters of a model between the processes, in place, as its family defines."""
     from torch.distributed.device_mesh import init_device_mesh
 
     family.parallelize(model, init_device_mesh(device.type, (processes(),)))
@@ -73,7 +73,7 @@ def average(values: Tensor) -> None:
 
 def average_buffers(model: nn.Module) -> None:
     """Give every process the mean of what their models keep beside parameters, such as batch norm's statistics."""
-    buffer: Tensor  # nn.Module says that it may be a Module
+    buffer: Tensor  # nn.Module declares it as Tensor or Module
     for buffer in model.buffers():
         if buffer.is_floating_point():
             average(buffer)

@@ -1,7 +1,7 @@
 """Unstructured pruning: single weights of the hidden matrices are set to zero, by torch.nn.utils.prune.
 
-Only the matrices of ``hidden_matrices`` are pruned. A head tied to the embedding is none of them: pruning it, as
-``global_unstructured`` over all linear layers would, gives it weights of its own and unties it without a word.
+Only the matrices of ``hidden_matrices`` are pruned. A head tied to the embedding is not one of them: pruning it, as
+``global_unstructured`` over all linear layers would, gives it separate weights and so unties it silently.
 """
 
 from __future__ import annotations

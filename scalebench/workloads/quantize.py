@@ -56,10 +56,10 @@ COLUMNS = (
 
 
 def decide(request: Request) -> Decided:
-    """Decide scheme, bits and groups; what a scheme has none of is left out, as it would make two trials of one."""
+    """Decide scheme, bits and groups; a setting that a scheme does not use is left out, or one trial would be two."""
     check_parent(request, "quantisation")
     assert request.parent is not None
-    values = {name: chosen[0] for name, chosen in QuantizeSection().given().items()} | dict(request.values)
+    values = {name: chosen[0] for name, chosen in QuantizeSection().filled_fields().items()} | dict(request.values)
     scheme = values["scheme"]
     if values["implementation"] not in request.family.IMPLEMENTATIONS:
         raise InputError(f"quantize.implementation: {request.family_name} has no {values['implementation']!r}")

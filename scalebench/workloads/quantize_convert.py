@@ -65,11 +65,11 @@ def layers(model: nn.Module, *, outer: bool) -> dict[str, nn.Linear]:
 
     The outer ones are those that the model names in ``OUTER``.
     """
-    named = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     if outer:
-        return named
+        return linears
     untied = {path for paths in matrices(model).values() for path in paths}
-    return {path: layer for path, layer in named.items() if path in untied.difference(getattr(model, "OUTER", ()))}
+    return {path: layer for path, layer in linears.items() if path in untied.difference(getattr(model, "OUTER", ()))}
 
 
 def obstacle(shape: tuple[int, ...], spec: QuantizeSpec, kind: str) -> str | None:

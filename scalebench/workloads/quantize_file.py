@@ -28,8 +28,8 @@ QUANTIZED = "quantized.safetensors"
 def inner_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every stored tensor of a model by name, tied ones once; of a quantised one those inside it."""
     model = model.model if isinstance(model, OneType) else model
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stored = {name: named[name] for name in model.state_dict() if name in named}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stored = {name: tensors[name] for name in model.state_dict() if name in tensors}
     flat: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if is_quantized(tensor):

@@ -106,10 +106,10 @@ def conversion_columns(conversion: Conversion, params: int) -> dict[str, Any]:
 @torch.no_grad()
 def same_outputs(model: nn.Module, other: nn.Module, task: Task, spec: QuantizeSpec, device: torch.device) -> bool:
     """Return whether two models give the same outputs, bit by bit, for the first held-out sample."""
-    inputs, named = model_inputs(model, task, spec, device)
-    ours, theirs = (each(*inputs, **named) for each in (model, other))
-    both = zip(_tensors(ours), _tensors(theirs), strict=True)
-    return all(torch.equal(first, second) for first, second in both)
+    inputs, keywords = model_inputs(model, task, spec, device)
+    ours, theirs = (each(*inputs, **keywords) for each in (model, other))
+    pairs = zip(_tensors(ours), _tensors(theirs), strict=True)
+    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def _tensors(outputs: Any) -> tuple[Tensor, ...]:

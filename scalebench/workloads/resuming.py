@@ -111,7 +111,7 @@ def _write_files(folder: Path, standing: Standing) -> dict[str, Any]:
 
 
 def find_snapshot(attempt: Path, trial: Trial) -> Snapshot:
-    """Return the snapshot with the most steps of any attempt of the trial; an empty one where there is none.
+    """Return the snapshot with the most steps of any attempt of the trial; an empty one if there is none.
 
     What the earlier attempt kept for branches (``run.checkpoint_steps``) is copied to this one.
     """
@@ -128,7 +128,7 @@ def find_snapshot(attempt: Path, trial: Trial) -> Snapshot:
 
 
 def _indexed(trial_dir: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the steps of each snapshot of a trial, and the file that says so."""
+    """Yield the steps of each snapshot of a trial, and the file that it was read from."""
     for path in trial_dir.glob(f"attempt-*/{INDEX}"):
         try:
             step = read_checked_json(path)[0].get("step")

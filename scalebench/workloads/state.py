@@ -84,7 +84,7 @@ def save_state(
 def samples_seen(attempt: Path) -> int | None:
     """Return the samples that the weights in a folder were trained on, as the state of their run has it.
 
-    Without a state it is what the record beside the weights says: of a fine-tuned model, the samples of that run.
+    Without a state it is the number in the record beside the weights: for a fine-tuned model, the samples of that run.
     """
     path = attempt / STATE
     if not path.exists():

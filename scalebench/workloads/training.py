@@ -1,4 +1,4 @@
-"""The workload "training": what a study can ask of it, what it costs, what it records. ``training_run`` does it."""
+"""The workload "training": its study table, its cost, its columns. ``training_run`` does it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ COLUMNS = (
     Column("tokens_seen", "1", "tokens trained on, those of the parent's run included where it is continued"),
     Column("epochs_seen", "1", "passes over the training data"),
     Column(
-        "resumed_from_step", "1", "steps that earlier, interrupted attempts took; times are of the steps after them"
+        "resumed_from_step", "1", "steps that earlier, interrupted attempts took; times cover only the steps after them"
     ),
     Column("resumed_attempts", "1", "earlier attempts whose steps count"),
     *ensemble.COLUMNS,
@@ -95,7 +95,7 @@ def decide(request: Request) -> Decided:
     values.setdefault("weight_decay", optimizer.weight_decay)
     values["graph"] = decided_graph(name, values)
     _check_update(request, config, values)
-    # A setting without effect would make two trials of one.
+    # A setting without effect is reset, or one trial would be two.
     values["gradient_sums"] &= values["implementation"] == "fused" and values["precision"] != "float32"
     if values["accumulation"] > (size := values["batch_size"]):
         raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
@@ -116,7 +116,7 @@ def _check_update(request: Request, config: Any, values: dict[str, Any]) -> None
             "use another optimizer, or exclude the combination"
         )
     if values["graph"] == "step" and request.device == "cpu":
-        raise InputError('train.graph: a step is captured as a CUDA graph, which a CPU has none of; use "blocks"')
+        raise InputError('train.graph: a step is captured as a CUDA graph, which a CPU does not have; use "blocks"')
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +141,7 @@ def _filled(request: Request) -> dict[str, Any]:
         defaults["sequence_length"] = length
     if request.continues:
         if not isinstance(parent, TrainSpec):
-            raise InputError("from.optimizer_state: only a training run can be continued, and the parent is none")
+            raise InputError("from.optimizer_state: only a training run can be continued, and the parent is not one")
         defaults |= dict(parent)
         del defaults["steps"]
         if any(request.values.get(key, defaults[key]) != defaults[key] for key in ("implementation", "precision")):
@@ -154,7 +154,7 @@ def _filled(request: Request) -> dict[str, Any]:
 @cache
 def _defaults() -> Mapping[str, Any]:
     """Return the values of [train] that a file need not name, the device aside."""
-    return {name: values[0] for name, values in TrainSection().given().items() if name != "device"}
+    return {name: values[0] for name, values in TrainSection().filled_fields().items() if name != "device"}
 
 
 def _sequence_length(request: Request, requested: int | None) -> int | None:

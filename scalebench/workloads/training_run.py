@@ -224,9 +224,9 @@ class TrainingRun:
             with torch.compiler.set_stance("force_eager"):
                 backward = backward_of(running.module, task, self.spec, running.device)
                 return memory.split_columns(running.module, running.optimizer, backward)
-        held = (0, 0) if running.copy is None else running.copy.held_bytes()
+        copy_bytes = (0, 0) if running.copy is None else running.copy.held_bytes()
         peak = self.columns["peak_memory_allocated_bytes"]
-        return memory.held_columns(running.model, running.optimizer, peak, *held)
+        return memory.held_columns(running.model, running.optimizer, peak, *copy_bytes)
 
     def check(self, done: int) -> None:
         """Report progress, keep checkpoints; raise ``Diverged`` when a loss is not finite, in every process."""
@@ -285,5 +285,5 @@ def trainable_device(trial: Trial) -> torch.device:
     if spec.implementation in KERNELS and spec.optimizer not in FUSED:
         raise Unsupported(f"no fused kernel for the optimizer {spec.optimizer!r}; there are {', '.join(FUSED)}")
     if spec.graph == "step" and trial.device_kind == "cpu":
-        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
+        raise Unsupported('a step is captured as a CUDA graph, which a CPU does not have; use graph = "blocks"')
     return device

@@ -23,7 +23,7 @@ STATE = "state.safetensors"  # of a training run, see ``state``
 def save_weights(model: nn.Module, attempt: Path) -> tuple[str, int]:
     """Write the model's parameters and persistent buffers, tied ones once. Return the file's SHA-256 and its bytes.
 
-    ``trial.json`` in the same folder says what the model is. The file is there whole or not at all.
+    ``trial.json`` in the same folder describes the model. The file is written whole or not at all.
     """
     from safetensors.torch import save_model
 

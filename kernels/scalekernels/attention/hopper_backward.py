@@ -59,13 +59,13 @@ def _next_slot(slot, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _ring(STAGES: gl.constexpr):
+def _ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr = 2):
     """Return the barriers (full, empty) of a ring: one arrival by TMA, one by each consumer."""
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(full.index(slot), count=1)
-        mbarrier.init(empty.index(slot), count=2)
+        mbarrier.init(empty.index(slot), count=CONSUMERS)
     return full, empty
 
 
@@ -89,7 +89,7 @@ def _key_weights(s, lse_buffer, first_key, first_row, scale_log2, CAUSAL: gl.con
 
 
 @gluon.jit
-def _keys_consumer(
+def _keys_consumer(  # noqa: PLR0915
     k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done,
     first_key, first_row, tiles, group, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, KEYS: gl.constexpr, M: gl.constexpr, D: gl.constexpr,
@@ -98,6 +98,7 @@ def _keys_consumer(
     """dK and dV of KEYS keys, over ``tiles`` tiles of each query head of the group. All scores are (keys, queries).
 
     A round issues the products dK (of the round before), s, dp, dV. LATE rounds ds in the round that multiplies it.
+    The addresses of the own keys depend on ``base``, which is 0, so as not to take registers over the loop.
     """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, M, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -105,8 +106,6 @@ def _keys_consumer(
     column: gl.constexpr = gl.SliceLayout(0, scores)
     dtype: gl.constexpr = k_buffers.dtype
     first_key += WHO * KEYS
-    k = k_buffers.index(WHO).reshape([KEYS, D])
-    v = v_buffers.index(WHO).reshape([KEYS, D])
     zero = gl.zeros([KEYS, M], gl.float32, scores)
     dk = gl.zeros([KEYS, D], gl.float32, sums)
     dv = gl.zeros([KEYS, D], gl.float32, sums)
@@ -119,9 +118,13 @@ def _keys_consumer(
     last_row = first_row + (tiles - 1) * M
     mbarrier.wait(own_full, 0)
     if IN_REGISTERS:
-        k = k.load(gl.DotOperandLayout(0, scores, 2))
-        v = v.load(gl.DotOperandLayout(0, scores, 2))
+        k = k_buffers.index(WHO).reshape([KEYS, D]).load(gl.DotOperandLayout(0, scores, 2))
+        v = v_buffers.index(WHO).reshape([KEYS, D]).load(gl.DotOperandLayout(0, scores, 2))
     for step in range(group * tiles):
+        if not IN_REGISTERS:
+            base = slot >> 8
+            k = k_buffers.index(base + WHO).reshape([KEYS, D])
+            v = v_buffers.index(base + WHO).reshape([KEYS, D])
         mbarrier.wait(full.index(slot), phase)
         q = q_buffers.index(slot).reshape([M, D])
         g = g_buffers.index(slot).reshape([M, D])
@@ -157,9 +160,11 @@ def _keys_producer(
     q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers, q_buffers, g_buffers,
     lse_buffers, delta_buffers, own_full, full, empty, done, batch, key_head, first_key, first_row, tiles, group,
     query_heads, padded_length, delta_offset, KEYS: gl.constexpr, M: gl.constexpr, STAGES: gl.constexpr,
+    BLOCKS: gl.constexpr = 2,
 ):  # fmt: skip
-    mbarrier.expect(own_full, 4 * k_desc.block_type.nbytes)
-    for who in gl.static_range(2):
+    """Copy BLOCKS blocks of KEYS keys, then the tiles of queries in order; write the gradients of the blocks."""
+    mbarrier.expect(own_full, 2 * BLOCKS * k_desc.block_type.nbytes)
+    for who in gl.static_range(BLOCKS):
         row = first_key + who * KEYS
         tma.async_copy_global_to_shared(k_desc, [batch, key_head, row, 0], own_full, k_buffers.index(who))
         tma.async_copy_global_to_shared(v_desc, [batch, key_head, row, 0], own_full, v_buffers.index(who))
@@ -181,7 +186,7 @@ def _keys_producer(
             )
             slot, phase = _next_slot(slot, phase, STAGES)
     mbarrier.wait(done, 0)
-    for who in gl.static_range(2):
+    for who in gl.static_range(BLOCKS):
         row = first_key + who * KEYS
         tma.async_copy_shared_to_global(dk_desc, [batch, key_head, row, 0], k_buffers.index(who))
         tma.async_copy_shared_to_global(dv_desc, [batch, key_head, row, 0], v_buffers.index(who))
@@ -240,12 +245,19 @@ def hopper_keys(
 
 
 @gluon.jit
-def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr,
-                       HOLD: gl.constexpr):  # fmt: skip
-    """Return ds / scale (queries, keys) of raw scores; keys before ``whole`` need no mask, others end at ``bound``."""
+def _mask_keys(s, first_key, whole, bound, N: gl.constexpr, layout: gl.constexpr):
+    """Scores (queries, keys); keys before ``whole`` need no mask, others end at ``bound``."""
     if first_key + N > whole:
         keys = first_key + gl.arange(0, N, layout=gl.SliceLayout(0, layout))
         s = gl.where(gl.expand_dims(keys, 0) < gl.expand_dims(bound, 1), s, float("-inf"))
+    return s
+
+
+@gluon.jit
+def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr,
+                       HOLD: gl.constexpr):  # fmt: skip
+    """Return ds / scale (queries, keys) of raw scores."""
+    s = _mask_keys(s, first_key, whole, bound, N, layout)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1))
     if HOLD:
         p = hold_weights(p)
@@ -261,7 +273,7 @@ def _queries_consumer(  # noqa: PLR0915
 ):  # fmt: skip
     """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first.
 
-    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them.
+    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them. ``base`` as above.
     """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -269,8 +281,6 @@ def _queries_consumer(  # noqa: PLR0915
     of_row: gl.constexpr = gl.SliceLayout(1, scores)
     dtype: gl.constexpr = q_buffers.dtype
     first_row += WHO * M
-    q = q_buffers.index(WHO).reshape([M, D])
-    g = g_buffers.index(WHO).reshape([M, D])
     own = statistics + statistics_row + WHO * M + gl.arange(0, M, layout=of_row)
     lse = gl.load(own)
     delta = gl.load(own + delta_offset)
@@ -288,9 +298,13 @@ def _queries_consumer(  # noqa: PLR0915
     first_key = (tiles - 1) * 2 * N
     mbarrier.wait(own_full, 0)
     if IN_REGISTERS:
-        q = q.load(gl.DotOperandLayout(0, scores, 2))
-        g = g.load(gl.DotOperandLayout(0, scores, 2))
+        q = q_buffers.index(WHO).reshape([M, D]).load(gl.DotOperandLayout(0, scores, 2))
+        g = g_buffers.index(WHO).reshape([M, D]).load(gl.DotOperandLayout(0, scores, 2))
     for step in range(tiles):
+        if not IN_REGISTERS:
+            base = slot >> 8
+            q = q_buffers.index(base + WHO).reshape([M, D])
+            g = g_buffers.index(base + WHO).reshape([M, D])
         mbarrier.wait(full.index(slot), phase)
         k = k_buffers.index(slot).reshape([N, D])
         v = v_buffers.index(slot).reshape([N, D])
@@ -329,19 +343,20 @@ def _queries_consumer(  # noqa: PLR0915
 
 @gluon.jit
 def _queries_producer(
-    q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers, own_full, full, empty, done,
-    batch, head, key_head, first_row, tiles, M: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    mbarrier.expect(own_full, 4 * q_desc.block_type.nbytes)
-    for who in gl.static_range(2):
+    work, M: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, TILES: gl.constexpr, CONSUMERS: gl.constexpr
+):
+    """Copy the queries of all consumers, then TILES tiles of keys for each round, the last round's first; write dQ."""
+    (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers, own_full, full, empty, done,
+     batch, head, key_head, first_row, rounds) = work  # fmt: skip
+    mbarrier.expect(own_full, 2 * CONSUMERS * q_desc.block_type.nbytes)
+    for who in gl.static_range(CONSUMERS):
         row = first_row + who * M
         tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], own_full, q_buffers.index(who))
         tma.async_copy_global_to_shared(g_desc, [batch, head, row, 0], own_full, g_buffers.index(who))
     slot = 0
     phase = 0
-    for step in range(2 * tiles):
-        # Pairs from the last to the first, each in order.
-        key = (tiles - 1 - step // 2) * 2 * N + step % 2 * N
+    for step in range(TILES * rounds):
+        key = (rounds - 1 - step // TILES) * TILES * N + step % TILES * N  # in order within a round
         bar = full.index(slot)
         mbarrier.wait(empty.index(slot), phase ^ 1)
         mbarrier.expect(bar, 2 * k_desc.block_type.nbytes)
@@ -349,7 +364,7 @@ def _queries_producer(
         tma.async_copy_global_to_shared(v_desc, [batch, key_head, key, 0], bar, v_buffers.index(slot))
         slot, phase = _next_slot(slot, phase, STAGES)
     mbarrier.wait(done, 0)
-    for who in gl.static_range(2):
+    for who in gl.static_range(CONSUMERS):
         tma.async_copy_shared_to_global(dq_desc, [batch, head, first_row + who * M, 0], q_buffers.index(who))
     tma.store_wait(0)
 
@@ -395,7 +410,7 @@ def hopper_queries(
         (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
                              statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
                              1, CAUSAL, M, N, D, STAGES, IN_REGISTERS, LATE)),
-        (_queries_producer, (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers,
-                             own_full, full, empty, done, batch, head, head // group, first_row, tiles,
-                             M, N, STAGES)),
+        (_queries_producer, ((q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers,
+                              own_full, full, empty, done, batch, head, head // group, first_row, tiles),
+                             M, N, STAGES, 2, 2)),
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

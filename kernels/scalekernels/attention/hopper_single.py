@@ -18,24 +18,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_backward import _next_slot, _own_block
+from scalekernels.attention.hopper_backward import (
+    RUNTIME_SIZES,
+    _mask_keys,
+    _next_slot,
+    _own_block,
+    _queries_producer,
+    _ring,
+)
 from scalekernels.attention.hopper_order import hold_weights
-
-RUNTIME_SIZES = ("batches", "query_heads", "group", "query_length", "key_length", "padded_length", "section")
-
-
-@gluon.jit
-def _mask_keys(s, first_key, whole, bound, N: gl.constexpr, layout: gl.constexpr):
-    """Scores (queries, keys); keys before ``whole`` need no mask, others end at ``bound``."""
-    if first_key + N > whole:
-        keys = first_key + gl.arange(0, N, layout=gl.SliceLayout(0, layout))
-        s = gl.where(gl.expand_dims(keys, 0) < gl.expand_dims(bound, 1), s, float("-inf"))
-    return s
 
 
 @gluon.jit
@@ -100,31 +95,6 @@ def _queries_consumer(
     mbarrier.arrive(done)
 
 
-@gluon.jit
-def _queries_producer(work, M: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
-    (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers, own_full, full, empty, done,
-     batch, head, key_head, first_row, tiles) = work  # fmt: skip
-    mbarrier.expect(own_full, 2 * CONSUMERS * q_desc.block_type.nbytes)
-    for who in gl.static_range(CONSUMERS):
-        row = first_row + who * M
-        tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], own_full, q_buffers.index(who))
-        tma.async_copy_global_to_shared(g_desc, [batch, head, row, 0], own_full, g_buffers.index(who))
-    slot = 0
-    phase = 0
-    for step in range(tiles):
-        key = (tiles - 1 - step) * N
-        bar = full.index(slot)
-        mbarrier.wait(empty.index(slot), phase ^ 1)
-        mbarrier.expect(bar, 2 * k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [batch, key_head, key, 0], bar, k_buffers.index(slot))
-        tma.async_copy_global_to_shared(v_desc, [batch, key_head, key, 0], bar, v_buffers.index(slot))
-        slot, phase = _next_slot(slot, phase, STAGES)
-    mbarrier.wait(done, 0)
-    for who in gl.static_range(CONSUMERS):
-        tma.async_copy_shared_to_global(dq_desc, [batch, head, first_row + who * M, 0], q_buffers.index(who))
-    tma.store_wait(0)
-
-
 @gluon.jit(do_not_specialize=RUNTIME_SIZES)
 def hopper_queries_single(
     q_desc, k_desc, v_desc, g_desc, dq_desc, statistics,
@@ -152,11 +122,7 @@ def hopper_queries_single(
     done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(own_full, count=1)
     mbarrier.init(done, count=CONSUMERS)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(full.index(slot), count=1)
-        mbarrier.init(empty.index(slot), count=CONSUMERS)
+    full, empty = _ring(STAGES, CONSUMERS)
     fence_async_shared()
     statistics_row = index * padded_length
     delta_offset = batches * query_heads * padded_length
@@ -169,12 +135,12 @@ def hopper_queries_single(
         gl.warp_specialize([
             (_queries_consumer, (work, 0, CAUSAL, M, N, D, STAGES)),
             (_queries_consumer, (work, 1, CAUSAL, M, N, D, STAGES)),
-            (_queries_producer, (producer_work, M, N, STAGES, CONSUMERS)),
+            (_queries_producer, (producer_work, M, N, STAGES, 1, CONSUMERS)),
         ], [4, 1], [REGISTERS, PRODUCER_REGISTERS])  # fmt: skip
     else:
         gl.warp_specialize([
             (_queries_consumer, (work, 0, CAUSAL, M, N, D, STAGES)),
             (_queries_consumer, (work, 1, CAUSAL, M, N, D, STAGES)),
             (_queries_consumer, (work, 2, CAUSAL, M, N, D, STAGES)),
-            (_queries_producer, (producer_work, M, N, STAGES, CONSUMERS)),
+            (_queries_producer, (producer_work, M, N, STAGES, 1, CONSUMERS)),
         ], [4, 4, 1], [REGISTERS, REGISTERS, PRODUCER_REGISTERS])  # fmt: skip

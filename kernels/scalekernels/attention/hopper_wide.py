@@ -19,14 +19,18 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_backward import _key_weights, _next_slot, _own_block, _ring
-
-RUNTIME_SIZES = ("batches", "query_heads", "group", "query_length", "key_length", "padded_length", "section")
+from scalekernels.attention.hopper_backward import (
+    RUNTIME_SIZES,
+    _key_weights,
+    _keys_producer,
+    _next_slot,
+    _own_block,
+    _ring,
+)
 
 
 @gluon.jit
@@ -114,38 +118,6 @@ def _keys_consumer(  # noqa: PLR0915
     mbarrier.arrive(done)
 
 
-@gluon.jit
-def _keys_producer(
-    q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers, q_buffers, g_buffers,
-    lse_buffers, delta_buffers, own_full, full, empty, done, batch, key_head, first_key, first_row, tiles, group,
-    query_heads, padded_length, delta_offset, M: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    mbarrier.expect(own_full, 2 * k_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key, 0], own_full, k_buffers.index(0))
-    tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], own_full, v_buffers.index(0))
-    slot = 0
-    phase = 0
-    for member in range(group):
-        head = key_head * group + member
-        statistics = (batch * query_heads + head) * padded_length
-        for tile in range(tiles):
-            row = first_row + tile * M
-            bar = full.index(slot)
-            mbarrier.wait(empty.index(slot), phase ^ 1)
-            mbarrier.expect(bar, 2 * q_desc.block_type.nbytes + 2 * statistics_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], bar, q_buffers.index(slot))
-            tma.async_copy_global_to_shared(g_desc, [batch, head, row, 0], bar, g_buffers.index(slot))
-            tma.async_copy_global_to_shared(statistics_desc, [statistics + row], bar, lse_buffers.index(slot))
-            tma.async_copy_global_to_shared(
-                statistics_desc, [delta_offset + statistics + row], bar, delta_buffers.index(slot)
-            )
-            slot, phase = _next_slot(slot, phase, STAGES)
-    mbarrier.wait(done, 0)
-    tma.async_copy_shared_to_global(dk_desc, [batch, key_head, first_key, 0], k_buffers.index(0))
-    tma.async_copy_shared_to_global(dv_desc, [batch, key_head, first_key, 0], v_buffers.index(0))
-    tma.store_wait(0)
-
-
 @gluon.jit(do_not_specialize=RUNTIME_SIZES)
 def hopper_keys_wide(
     q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc,
@@ -201,5 +173,5 @@ def hopper_keys_wide(
         (_keys_producer, (q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers,
                           q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done, batch,
                           key_head, first_key, first_row, 2 * pairs, group, query_heads, padded_length,
-                          delta_offset, M, STAGES)),
+                          delta_offset, KEYS, M, STAGES, 1)),
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from scalekernels.compilation import Compilation
+from scalekernels.rounding import rounded
 
 # The evidence is what ptxas says for sm_80, sm_90 and sm_100: no spills (but in one rare variant), 16-byte loads and
 # stores, at most 64 registers in 16 bits without a soft cap, so that two programs share a multiprocessor of sm_90. Two
@@ -151,7 +152,7 @@ def write_gradient(
     if class_weight is not None:
         gradient -= class_weights(class_weight, column, classes, WHOLE) * spread
     gradient = tl.where(column == label, gradient - factor, gradient) * slope
-    gradient = gradient.to(logits.dtype.element_ty)
+    gradient = rounded(gradient, logits.dtype.element_ty)
     if WHOLE:
         tl.store(logits + column, gradient)
     else:
@@ -233,7 +234,7 @@ def scaled(gradient, factor, out, size, BLOCK: tl.constexpr):
     """Gradient · factor, a number on the device, in float32, rounded once to the dtype of ``out``."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(gradient + at, mask=at < size, other=0.0).to(tl.float32) * tl.load(factor)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=at < size)
+    tl.store(out + at, rounded(value, out.dtype.element_ty), mask=at < size)
 
 
 @triton.jit
@@ -243,7 +244,7 @@ def scale(gradient, factor, size, BLOCK: tl.constexpr):
     if number != 1.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(gradient + at, mask=at < size, other=0.0).to(tl.float32) * number
-        tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=at < size)
+        tl.store(gradient + at, rounded(value, gradient.dtype.element_ty), mask=at < size)
 
 
 def compilations(arch: int) -> Iterator[Compilation]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from scalekernels.rounding import rounded
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -86,7 +88,7 @@ def load_sum(x, residual, x_at, residual_at, inside):
     value = tl.load(x + x_at, mask=inside, other=0.0)
     if residual is not None:
         other = tl.load(residual + residual_at, mask=inside, other=0.0)
-        value = (value.to(tl.float32) + other.to(tl.float32)).to(value.dtype)
+        value = rounded(value.to(tl.float32) + other.to(tl.float32), value.dtype)
     return value
 
 
@@ -125,7 +127,7 @@ def forward(
     scale = tl.rsqrt(tl.sum(value * value, axis=1) / width + eps)
     tl.store(rstd + row, scale, mask=present)
     result = affine(value * scale[:, None], weight, bias, column, width)
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, rounded(result, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -168,7 +170,7 @@ def forward_wide(
             value *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
         if bias is not None:
             value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + row * width + column, rounded(value, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -227,7 +229,7 @@ def backward(  # noqa: C901 - each branch is one optional pointer
         if grad_summed is not None:
             more = tl.load(grad_summed + row[:, None] * grad_summed_stride + column[None, :], mask=inside, other=0.0)
             result += more.to(tl.float32)
-        tl.store(dx + row[:, None] * width + column[None, :], result.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + row[:, None] * width + column[None, :], rounded(result, dx.dtype.element_ty), mask=inside)
     part = program.to(tl.int64) * width + column
     if dweight is not None:
         tl.store(dweight + part, tl.sum(weight_sum, axis=0), mask=valid)
@@ -274,7 +276,7 @@ def backward_wide(
         if grad_summed is not None:
             more = tl.load(grad_summed + row * grad_summed_stride + column, mask=inside, other=0.0)
             result += more.to(tl.float32)
-        tl.store(dx + row * width + column, result.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + row * width + column, rounded(result, dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -333,4 +335,4 @@ def add_parts(source, target, parts, width, column, ROWS: tl.constexpr):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < parts)[:, None] & (column < width)[None, :]
         total += tl.load(source + row[:, None] * width + column[None, :], mask=inside, other=0.0)
-    tl.store(target + column, tl.sum(total, axis=0).to(target.dtype.element_ty), mask=column < width)
+    tl.store(target + column, rounded(tl.sum(total, axis=0), target.dtype.element_ty), mask=column < width)

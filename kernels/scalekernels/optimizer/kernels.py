@@ -34,7 +34,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from scalekernels.device import INTERPRETED
+from scalekernels.rounding import COMPILED, to_bfloat16
 
 CHUNK = 8192  # elements of a program: 15,200 programs at 124 million parameters, 115 for each of 132 processors
 BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor, one per 16-bit tensor
@@ -44,7 +44,6 @@ NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
 ADVANCE_BLOCK = 1024  # partial sums that a program takes at once
 ADVANCE_TENSORS = 128  # tensors of a program
 QUANTUM = tl.constexpr(256)  # elements that share a scale
-COMPILED = tl.constexpr(not INTERPRETED)  # the interpreter has no instructions to choose from
 LARGEST = tl.constexpr(1.875)  # the largest level's magnitude; its scale is the block's largest magnitude
 SIGNED_UNIT = tl.constexpr(2.0**-112)  # from magnitudes to bit patterns: exponent 15 of the code is that of 1
 POSITIVE_UNIT = tl.constexpr(2.0**-96)  # exponent 31
@@ -93,15 +92,6 @@ def draw(noise, STREAM: tl.constexpr, BITS: tl.constexpr):
     if STREAM == 2:
         noise = noise * 0x85EBCA77
     return noise >> (32 - BITS)
-
-
-@triton.jit
-def to_bfloat16(x, bits, STOCHASTIC: tl.constexpr):
-    """Round float32 to bfloat16 with 16 random bits, or to nearest even."""
-    raw = x.to(tl.uint32, bitcast=True)
-    raised = raw + (bits if STOCHASTIC else 0x7FFF + ((raw >> 16) & 1))
-    raised = tl.where(x == x, raised, raw)  # noqa: PLR0124 - a NaN must stay one
-    return (raised >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from scalekernels.rounding import rounded
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -52,9 +54,9 @@ def turned(source, out, cosine, sine, token, present, heads, token_stride, head_
         second = tl.load(source + at + HALF, mask=inside, other=0.0).to(tl.float32)
         to = token[:, None, None] * out_stride + head * (2 * HALF) + column
         result = first * cosine[:, None, :] - second * sine[:, None, :]
-        tl.store(out + to, result.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + to, rounded(result, out.dtype.element_ty), mask=inside)
         result = second * cosine[:, None, :] + first * sine[:, None, :]
-        tl.store(out + to + HALF, result.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + to + HALF, rounded(result, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

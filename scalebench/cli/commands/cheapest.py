@@ -41,7 +41,7 @@ def run_cheapest(
     *,
     as_json: bool,
 ) -> int:
-    """Print the cheapest model within the limits; exit code 2 when there is none."""
+    """Print the cheapest model within the limits; exit code 2 if no model is within them."""
     limits = _limits(options, sizes)
     points = comparable_points(path, where)
     answer = find_cheapest(points, limits)
@@ -69,7 +69,7 @@ def _limits(options: Mapping[str, float | None], sizes: Mapping[str, float | Non
 def comparable_points(path: Path, where: str | None) -> pd.DataFrame:
     """Return the points of all studies in a results folder that match an expression.
 
-    Raises ``InputError`` when there is none, or when they are of several families or held-out samples.
+    Raises ``InputError`` when there is none, or when they have different families or held-out samples.
     """
     if not is_results(path):
         raise InputError([f"{path}: --max-loss needs the trials of a results folder"])
@@ -103,7 +103,7 @@ def _differences(rows: pd.DataFrame) -> str:
 
 def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
     """Print the candidates, where each comes from, and the reasons why there are no others."""
-    say(f"fewest FLOPs with {_asked(answer.limits)}", "")
+    say(f"fewest FLOPs with {_limits_text(answer.limits)}", "")
     if answer.candidates:
         table("", HEADER, [_row(candidate) for candidate in answer.candidates], text_columns=2)
         say("", *_notes(answer, points))
@@ -118,7 +118,7 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
             say(f"none {basis}: {subject}{reason}")
 
 
-def _asked(limits: Limits) -> str:
+def _limits_text(limits: Limits) -> str:
     parts = [f"a loss of at most {limits.loss:g} nats"]
     parts += [f"{quantity(limits.bytes, 'B')} of weights"] * (limits.bytes is not None)
     parts += [f"{quantity(limits.latency, 's')} per forward pass"] * (limits.latency is not None)

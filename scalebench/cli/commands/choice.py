@@ -46,7 +46,7 @@ def choose_law(
 
 
 def _varying(path: Path, by_role: Mapping[str, str], where: str | None) -> list[str]:
-    """Return the columns of a table, without one of tokens that nobody named and that has one value."""
+    """Return the columns of a table, without a column of tokens that was not asked for and is constant."""
     names = list(open_table(path).names)
     data = OF_RESULTS["tokens"] if is_results(path) else "tokens"
     if data in names and not {"tokens", "flops"} & {*by_role}:

@@ -97,10 +97,10 @@ def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
 
 def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None:
     """Print the trials to run, and what they do to the prediction, with its interval of a new run."""
-    at = ", ".join(f"{name} {quantity(value)}" for name, value in design.target.items())
+    target = ", ".join(f"{name} {quantity(value)}" for name, value in design.target.items())
     now, after = (bounded(design.predicted, *ends)[1] for ends in (design.interval_now, design.interval_after))
     predicted, run = bounded(design.predicted, *new_run)
-    say(f"{fit.law.name} at {at}: {predicted}, 95 % interval of a new run {run}")
+    say(f"{fit.law.name} at {target}: {predicted}, 95 % interval of a new run {run}")
     say(f"95 % interval of its mean (delta method): {now}", "")
     total = "" if design.flops is None else f", {quantity(design.flops)}FLOP in total"
     say(f"run {trials(len(design.chosen))}{total}:")

@@ -43,23 +43,23 @@ def run_diff(
 
 def _print(changes: Difference) -> None:
     say(_sentence(changes), "")
-    shown = _shown(changes.effects)
+    effects = _worst_first(changes.effects)
     lines: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(effect.quantity for effect in shown):  # a heading for each: one more column is too wide
-        same = [_cells(effect) for effect in shown if effect.quantity == name]
+    for name in dict.fromkeys(effect.quantity for effect in effects):  # a heading for each: one more column is too wide
+        same = [_cells(effect) for effect in effects if effect.quantity == name]
         lines += [(name,), *((label, *cells) for label, _, *cells in same)]
     table("", (HEADER[0], *HEADER[2:]), lines)
-    say("", *_notes(changes, len(shown)))
+    say("", *_notes(changes, len(effects)))
 
 
 def _markdown(changes: Difference) -> list[str]:
     """Return the difference as a Markdown table, for a pull request."""
-    shown = _shown(changes.effects)
-    rows = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *map(_cells, shown))]
-    return [f"**{_sentence(changes)}**", "", *rows, "", *_notes(changes, len(shown))]
+    effects = _worst_first(changes.effects)
+    rows = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *map(_cells, effects))]
+    return [f"**{_sentence(changes)}**", "", *rows, "", *_notes(changes, len(effects))]
 
 
-def _shown(effects: Sequence[Effect]) -> list[Effect]:
+def _worst_first(effects: Sequence[Effect]) -> list[Effect]:
     """Return the effects to show: on all configurations, then the worst ones, then the others as they come."""
     order = sorted(effects, key=lambda effect: (effect.label != "all", effect.verdict != WORSE))
     return order[:SHOWN]
@@ -95,7 +95,7 @@ def _cells(effect: Effect) -> tuple[str, ...]:
     return (effect.label, effect.quantity, *values, change, effect.verdict)
 
 
-def _notes(changes: Difference, shown: int) -> list[str]:
+def _notes(changes: Difference, effects_shown: int) -> list[str]:
     """Return lines on the noise, on what was left out, and on how the verdicts were reached."""
     lines = []
     for name, spread in changes.noise.items():
@@ -106,8 +106,8 @@ def _notes(changes: Difference, shown: int) -> list[str]:
         if any(effect.verdict == "within noise" and effect.quantity == name for effect in changes.effects):
             lines[-1] += "; a change marked within noise is no larger than that of seeds alone can be"
     lines += [f"{name}: not compared, as other programs ran during the trials of a folder" for name in changes.shared]
-    if len(changes.effects) > shown:
-        lines.append(f"{len(changes.effects) - shown} more comparisons; --json has all")
+    if len(changes.effects) > effects_shown:
+        lines.append(f"{len(changes.effects) - effects_shown} more comparisons; --json has all")
     if changes.only_old or changes.only_new:
         lines.append(f"not in both: {number_of(changes.only_old, 'configuration')} of OLD, {changes.only_new} of NEW")
     lines.append("intervals: Student's t, each at 95 %; verdicts after Holm's correction for all comparisons together")

@@ -13,12 +13,12 @@ from scalebench.cli.output import print_json, quantity, say, say_exactly, table,
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.laws.intervals.determined import beside, switched_off
-from scalebench.points.doubts import run_column
 from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_points, to_document
 from scalebench.points.numerals import number
 from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
+from scalebench.points.table_warnings import run_column
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, json_safe, write_output
 
@@ -119,11 +119,11 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     rows: list[tuple[str, ...]] = []
     beside_off = {name for off in switched_off(fit) for name in beside(fit, off)}
     for name, value in fit.parameters.items():
-        shown, interval = bounded(value, *ends(document["intervals"][name]))
+        text, interval = bounded(value, *ends(document["intervals"][name]))
         if name in fit.undetermined:
             rows.append((name, "not determined", "" if name in beside_off else interval, ""))
         else:
-            rows.append((name, shown, interval, _mark(name, document)))
+            rows.append((name, text, interval, _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
     say(*(f"{name} is not determined: {reason}" for name, reason in fit.undetermined.items() if name not in beside_off))
@@ -190,7 +190,7 @@ def print_backtest(tested: Backtest) -> None:
     if not tested.forecasts:
         say("backtest: refused, too few smaller sizes to fit the law to")
         return
-    shown = [
+    rows_of_text = [
         (
             quantity(row.size),
             f"{row.measured:.5g}",
@@ -203,12 +203,12 @@ def print_backtest(tested: Backtest) -> None:
     ]
     header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
     say("rolling backtest: each size predicted from all smaller ones")
-    table("", header, shown)
+    table("", header, rows_of_text)
 
 
 def print_distances(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the hold-out error by distance beyond the fitted sizes."""
-    shown = [
+    cells = [
         (
             f"×{row['distance_above']:g} to ×{row['distance_up_to']:g}"
             if row["distance_up_to"]
@@ -220,9 +220,9 @@ def print_distances(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    if shown:
+    if cells:
         say(
             "",
             "hold-out error by distance: every configuration beyond each of several cuts, predicted from those below",
         )
-        table("", ("distance", "forecasts", "median error", "median bias", "inside 95 % interval"), shown)
+        table("", ("distance", "forecasts", "median error", "median bias", "inside 95 % interval"), cells)

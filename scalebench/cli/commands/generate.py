@@ -44,7 +44,7 @@ def run_generate(results: Path, trial: str | None, request: Request, *, as_json:
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
         line = f"which cannot generate text (families that can: {', '.join(able)})"
-        raise InputError([f"--trial: {trial} is of family {trained.family}, {line}"])
+        raise InputError([f"--trial: {trial} has family {trained.family}, {line}"])
     if data.sha256 != trained.data.sha256:
         raise InputError(
             [f"--trial: {trained.data.source} has changed since {trial} was trained; its tokenizer is needed to decode"]
@@ -98,19 +98,19 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
 
     The second value is None for the weights at the end of the run, and the folder of a checkpoint for "ID/step-N".
     """
-    trial, named, step = trial.partition("/")
+    trial, prefix, step = trial.partition("/")
     folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
     matches = [name for name in folders if name.startswith(trial)] if trial else []
     if len(matches) > 1:
         raise InputError([f"--trial: {trial} begins {len(matches)} ids: {', '.join(matches[:SHOWN_TRIALS])}"])
     if not matches:
-        usable = [name for name, folder in folders.items() if _kept(folder) or _steps(folder)]
+        usable = [name for name, folder in folders.items() if _with_weights(folder) or _steps(folder)]
         if not usable:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
         raise InputError([f"--trial: {unknown(trial, usable[:SHOWN_TRIALS])}; {len(usable)} with weights"])
-    steps, attempts = _steps(folders[matches[0]]), _kept(folders[matches[0]])
-    if named:
+    steps, attempts = _steps(folders[matches[0]]), _with_weights(folders[matches[0]])
+    if prefix:
         if step not in steps:
             have = f"; it has {', '.join(steps)}" if steps else ", as it kept no checkpoints (run.checkpoint_steps)"
             raise InputError([f"--trial: {matches[0]} has no {step!r}{have}"])
@@ -133,7 +133,7 @@ def _steps(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def _kept(folder: Path) -> list[Path]:
+def _with_weights(folder: Path) -> list[Path]:
     """Return a trial's finished attempts that hold weights, oldest first."""
     attempts = sorted(folder.glob("attempt-*"))
     return [path for path in attempts if (path / "record.json").exists() and (path / WEIGHTS).exists()]

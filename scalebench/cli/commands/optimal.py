@@ -51,15 +51,15 @@ def run_optimal(
     allocated, refused = allocations(points, approaches, counting)
     for line in [] if is_results(path) else point_warnings(points):
         warn(f"{path}: {line}")
-    at = list(budgets) or [_largest(path, points, counting)]
-    settled = 3 not in refused and all(_at(each, at[-1])["determined"] for each in allocated)
-    by_convention = conventions(points, at[-1]) if settled else []
+    levels = list(budgets) or [_largest(path, points, counting)]
+    settled = 3 not in refused and all(_optimum_at(each, levels[-1])["determined"] for each in allocated)
+    by_convention = conventions(points, levels[-1]) if settled else []
     if as_json:
-        print_json("optimal", _document(allocated, refused, at, by_convention))
+        print_json("optimal", _document(allocated, refused, levels, by_convention))
     else:
-        _print(allocated, refused, at, counting)
+        _print(allocated, refused, levels, counting)
         if by_convention:
-            _print_conventions(by_convention, at[-1])
+            _print_conventions(by_convention, levels[-1])
     return 0 if allocated else 2
 
 
@@ -93,16 +93,16 @@ def run_repeated(
 
 
 def _with_ends(optimum: DataConstrainedOptimum, name: str) -> str:
-    shown = quantity if name in ("params", "tokens") else "{:.4g}".format
+    written = quantity if name in ("params", "tokens") else "{:.4g}".format
     ends = optimum.intervals.get(name)
-    value = shown(getattr(optimum, name))
-    return value if ends is None else f"{value} ({shown(ends[0])} to {shown(ends[1])})"
+    value = written(getattr(optimum, name))
+    return value if ends is None else f"{value} ({written(ends[0])} to {written(ends[1])})"
 
 
 def allocations(
     points: Mapping[str, Any], approaches: Sequence[int], counting: Counting
 ) -> tuple[list[Allocation], dict[int, str]]:
-    """Return the allocation by each approach, and the reason where an approach has none."""
+    """Return the allocation by each approach, and the reason for each approach that has none."""
     allocated, refused = [], {}
     for approach in approaches:
         try:
@@ -130,7 +130,7 @@ def _largest(path: Path, points: Mapping[str, Any], counting: Counting) -> float
         raise InputError([f"{path}: {refusal}; {options}"]) from refusal
 
 
-def _at(allocation: Allocation, budget: float) -> dict[str, Any]:
+def _optimum_at(allocation: Allocation, budget: float) -> dict[str, Any]:
     """N* and D* at a budget with their intervals."""
     row: dict[str, Any] = {"flops": budget}
     for name in ("params", "tokens"):
@@ -146,7 +146,8 @@ def _document(
 ) -> dict[str, Any]:
     return {
         "allocations": [
-            allocation.to_dict() | {"at": [_at(allocation, budget) for budget in budgets]} for allocation in allocated
+            allocation.to_dict() | {"at": [_optimum_at(allocation, budget) for budget in budgets]}
+            for allocation in allocated
         ],
         "refused": [{"approach": approach, "reason": reason} for approach, reason in refused.items()],
         "conventions": {"flops": budgets[-1], "rows": list(by_convention)},
@@ -164,14 +165,14 @@ def _print(
         ]
         table("", ("approach", *EXPONENTS, "interval from"), rows, last_is_text=True)
         say("")
-        shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
-        table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
+        spent = [_spent(allocation, _optimum_at(allocation, budget)) for budget in budgets for allocation in allocated]
+        table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), spent, text_columns=2)
     lines = _remarks(allocated, refused)
     say(*[""] * bool(allocated and lines), *lines)
 
 
 def _remarks(allocated: Sequence[Allocation], refused: Mapping[int, str]) -> list[str]:
-    """Return the doubts about each approach, the groups that it left out, and why others were refused."""
+    """Return warnings about each approach, the groups that it left out, and why others were refused."""
     notes = [f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes]
     lines = [*dict.fromkeys(notes)]
     for allocation in allocated:
@@ -216,7 +217,7 @@ def _spent(allocation: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
     """Print the optimum by each convention of counting N and C."""
-    shown, refused = [], dict[str, list[str]]()
+    known, refused = [], dict[str, list[str]]()
     for row in rows:
         if row["refused"]:
             refused.setdefault(row["refused"], []).append(f"N {row['counting_params']}, C {row['counting_flops']}")
@@ -224,8 +225,8 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         low, high = row["a_interval"] or (np.nan, np.nan)
         a, interval = bounded(row["a"], low, high)
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]))
-        shown.append((row["counting_params"], row["counting_flops"], *cells))
-    if len(shown) < 2 and refused:
+        known.append((row["counting_params"], row["counting_flops"], *cells))
+    if len(known) < 2 and refused:
         say(
             "",
             "other ways of counting N and C:",
@@ -233,5 +234,5 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         )
         return
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
-    table("", ("N counts", "C counts", "a", "N*", "D*"), shown, text_columns=2)
+    table("", ("N counts", "C counts", "a", "N*", "D*"), known, text_columns=2)
     say(*(f"{' and '.join(names)}: refused: {reason}" for reason, names in refused.items()))

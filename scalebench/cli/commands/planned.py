@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from scalebench.cli.output import duration, print_json, quantity, say, table, trials
+from scalebench.cli.output import duration, print_json, quantity, say, table, trials, warn
 
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
@@ -40,8 +40,10 @@ def show_plan(
     from scalebench.running.node import planning_rate
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import survey
+    from scalebench.study.file import idle_exclusions
 
     study = load_study(name, settings)
+    warn(*idle_exclusions(study))
     sweep = survey(study, results)
     first = sweep.planned[0].trial
     rate = planning_rate(sweep.study_dir, first.device_kind, first.spec.precision)

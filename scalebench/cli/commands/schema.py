@@ -19,6 +19,7 @@ RANGES = [
      "additionalProperties": False}
     for kind in ("geom", "log2")
 ]  # fmt: skip
+OWN_FAMILY = {"type": "string", "pattern": r"\.py$"}
 NOT_AXES = ("zip", "exclude", "best_over")
 
 
@@ -32,7 +33,7 @@ def study_schema() -> dict[str, Any]:
             _complete(definition, sections[name])
     model = schema["$defs"]["ModelSection"]["properties"]
     model["family"]["enum"] = None  # replaced below, where it stands for a value of an axis
-    model["family"] = _axis({"type": "string", "enum": sorted(FAMILIES)}, model["family"])
+    model["family"] = _axis({"anyOf": [{"enum": sorted(FAMILIES)}, OWN_FAMILY]}, model["family"])
     schema["$defs"]["FitSection"]["properties"]["law"]["enum"] = sorted(LAWS)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "scalebench study"} | schema
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalebench.cli.output import quantity, say, table
+from scalebench.errors import InputError
 
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
 
 SHOWN_KERNELS = 6
-H100 = "NVIDIA H100 80GB HBM3"  # whose peak utilisation is of, where no GPU is at hand
+H100 = "NVIDIA H100 80GB HBM3"  # the peak for utilisation on a machine without a GPU
 
 
 def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> list[dict[str, Any]]:
@@ -20,6 +22,8 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
     from scalebench.measure.hardware import datasheet_peak, gpu_peak
     from scalebench.running.step_model import Ceilings, has_model, summary
 
+    if not all(0 < rate < math.inf for rate in ceilings):
+        raise InputError(f"--ceilings {' '.join(f'{rate:g}' for rate in ceilings)}: three positive numbers are needed")
     rates = Ceilings(*(1e12 * rate for rate in ceilings))
     tables: dict[str, dict[str, Any]] = {}
     for entry in planned:
@@ -28,8 +32,8 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
             continue
         peak = datasheet_peak(H100, train.precision)
         if entry.trial.device_kind == "cuda":
-            seen = gpu_peak(train.precision)
-            peak = peak if seen.flops_per_s is None else seen
+            own_peak = gpu_peak(train.precision)
+            peak = peak if own_peak.flops_per_s is None else own_peak
         config = gpt.Config(**entry.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
         name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
         name += f" in {train.accumulation} micro-batch{'es' * (train.accumulation > 1)}"
@@ -38,7 +42,7 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
 
 
 def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> None:
-    """Print for each size what takes longest, the rate, and what holds it back."""
+    """Print for each size what takes longest, the rate, and its bottleneck."""
     products, attention, memory = ceilings
     say(f"at {products:g} TFLOP/s of products, {attention:g} of attention, {memory:g} TB/s: no measurement, a bound")
     if not steps:

@@ -54,7 +54,7 @@ class RunOptions:
     """How ``run`` runs a study. ``retry`` has the statuses to run again; ``force`` ignores predicted memory.
 
     With ``report`` the study's page is kept current while trials finish; ``with_parents`` runs its parents' studies
-    first; at the end its ``verdict`` is printed.
+    first; at the end its ``conclusions`` are printed.
     """
 
     jobs: int | None = None
@@ -66,7 +66,7 @@ class RunOptions:
     force: bool = False
     report: bool = False
     with_parents: bool = False
-    verdict: bool = True
+    conclusions: bool = True
     slots: int | None = None
 
 
@@ -80,7 +80,7 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
     study = load_study(name, settings)
     codes = []
     for parent in ancestors(study) if options.with_parents else ():
-        codes.append(_run_one(parent, parent.name, (), results, replace(options, verdict=False), as_json=as_json))
+        codes.append(_run_one(parent, parent.name, (), results, replace(options, conclusions=False), as_json=as_json))
         if codes[-1] == STOPPED:
             return STOPPED
     return max([*codes, _run_one(study, name, settings, results, options, as_json=as_json)])
@@ -93,8 +93,10 @@ def _run_one(
     from scalebench.running.ensembles import grouped
     from scalebench.running.memory import check_memory
     from scalebench.running.sweep import survey
+    from scalebench.study.file import idle_exclusions
 
     begun = time.monotonic()
+    warn(*idle_exclusions(study))
     sweep = survey(study, results, options.retry, fresh_code=options.fresh_code)
     if options.engine == "local" and not options.force:
         check_memory(sweep.missing)
@@ -116,7 +118,7 @@ def _run_one(
         _summarise(sweep, elapsed_s, place)
     else:
         _conclude(sweep, name, settings, results, elapsed_s, place)
-        say(*(_verdict(sweep) if options.verdict else ()))
+        say(*(_conclusions(sweep) if options.conclusions else ()))
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
 
 
@@ -169,14 +171,14 @@ def _label(planned: PlannedTrial) -> TrialLabel:
     return TrialLabel(text, spec.batch_size * (length or 1), "tokens" if length else "samples")
 
 
-def _verdict(sweep: Sweep) -> list[str]:
+def _conclusions(sweep: Sweep) -> list[str]:
     """Return the sentences at the head of the study's page, if any trial ended ok."""
     if not any(row["status"] == "ok" for row in sweep.rows.values()):
         return []
     from scalebench.analysis.study import analyse
-    from scalebench.reporting import verdict
+    from scalebench.reporting import conclusions
 
-    return ["", *verdict(analyse(store.read_results(sweep.study_dir), sweep.study_dir.name))]
+    return ["", *conclusions(analyse(store.read_results(sweep.study_dir), sweep.study_dir.name))]
 
 
 def _summarise(sweep: Sweep, elapsed_s: float, page: Path | None) -> None:
@@ -191,8 +193,8 @@ def _conclude(
     sweep: Sweep, name: str, settings: Sequence[str], results: Path, elapsed_s: float, page: Path | None
 ) -> None:
     """Print the outcome, what did not end ok with the command that runs it again, and where the page is."""
-    shown = ", ".join(f"{number} {status}" for status, number in sorted(sweep.statuses().items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
+    statuses = ", ".join(f"{number} {status}" for status, number in sorted(sweep.statuses().items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {statuses}")
     wrong = {trial_id: row for trial_id, row in sweep.rows.items() if row["status"] != "ok"}
     lines = counted(
         f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}" for trial_id, row in wrong.items()
@@ -218,11 +220,11 @@ def run_demo(results: Path, output: Path | None) -> int:
     The report is ``demo/report.html`` in the results folder unless ``output`` is another file.
     """
     from scalebench.analysis.study import analyse
-    from scalebench.reporting import picture, verdict, write
+    from scalebench.reporting import conclusions, picture, write
 
-    code = run_study("demo", [], results, RunOptions(verdict=False), as_json=False)
+    code = run_study("demo", [], results, RunOptions(conclusions=False), as_json=False)
     study = analyse(store.read_results(results / "demo"), "demo")
     output = output or results / "demo" / "report.html"
-    say("", *verdict(study), "")
+    say("", *conclusions(study), "")
     say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code

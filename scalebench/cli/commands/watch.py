@@ -41,14 +41,14 @@ class Progress:
 
 def watch_studies(results: Path) -> None:
     """Print a line per study whenever its progress changes, until no driver runs a trial."""
-    shown: dict[str, str] = {}
+    printed: dict[str, str] = {}
     observers = {folder: Observer(folder) for folder in store.study_dirs(results)}
     while True:
         stored = store.read_results(results)
         progress = {folder.name: study_progress(stored, folder, observer) for folder, observer in observers.items()}
         for name, state in progress.items():
-            if shown.get(name) != (line := state.line(name)):
-                shown[name] = line
+            if printed.get(name) != (line := state.line(name)):
+                printed[name] = line
                 say(line)
         if not any(state.running for state in progress.values()):
             return

@@ -30,7 +30,9 @@ def importance(model: nn.Module, kind: str, units: int, run: Callable[[], object
                 handle = block.register_forward_hook(lambda _, x, y, to=entries: to.append(_relative(x[0], y)))
             else:
                 writer = _layer(block, LAYERS[kind][1])[1]
-                handle = writer.register_forward_pre_hook(lambda at, x, to=entries: to.append(_norms(at, x[0], units)))
+                handle = writer.register_forward_pre_hook(
+                    lambda layer, x, to=entries: to.append(_norms(layer, x[0], units))
+                )
             stack.callback(handle.remove)
         with torch.no_grad():
             run()

@@ -98,11 +98,3 @@ class Transformer(nn.Module):
     def forward(self, source: Tensor, prefix: Tensor) -> Tensor:
         """Return logits (B, S, V) of each answer token from the source and the answer tokens before it."""
         return F.linear(self.body(self.embed(source), self.embed(prefix)), self.tokens.weight)
-
-    @torch.no_grad()
-    def greedy(self, source: Tensor, begin: int, length: int) -> Tensor:
-        """Decode greedily from the ``begin`` token: the answers (B, length) to sources (B, T)."""
-        prefix = source.new_full((len(source), 1), begin)
-        for _ in range(length):
-            prefix = torch.cat([prefix, self(source, prefix)[:, -1:].argmax(2)], dim=1)
-        return prefix[:, 1:]

@@ -25,6 +25,7 @@ METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to resample
 # With fewer than this per parameter, resamples lose corners of the design: `make coverage` measures it.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
+MOST_REFITS = 1_000_000
 MOST_VALUES = 4_000_000  # weights or targets in memory at once
 
 
@@ -44,6 +45,8 @@ class Refits:
             raise FitRefused(f"method {self.method!r} is not known; choose one of {', '.join(METHODS)}")
         if not self.n >= 2:
             raise FitRefused(f"a bootstrap of {self.n} refits has no spread; ask for at least 2, better 1000")
+        if self.n > MOST_REFITS:
+            raise FitRefused(f"a bootstrap of {self.n:,} refits; at most {MOST_REFITS:,} are drawn, 1000 are plenty")
         if not self.seed >= 0:
             raise FitRefused(f"seed {self.seed}: a seed of at least 0 is needed")
 
@@ -107,12 +110,12 @@ class Bootstrap:
         return low, high
 
 
-def _quantiles(samples: Array, at: Array) -> Array:
+def _quantiles(samples: Array, levels: Array) -> Array:
     """Quantiles `at` of samples [n]; for rates, which may be infinite, of their reciprocals."""
     if np.isinf(samples).any():
         with np.errstate(divide="ignore"):
-            return np.asarray(1 / np.quantile(1 / samples, 1 - at))
-    return np.asarray(np.quantile(samples, at))
+            return np.asarray(1 / np.quantile(1 / samples, 1 - levels))
+    return np.asarray(np.quantile(samples, levels))
 
 
 def tails(level: float) -> Array:

@@ -69,6 +69,6 @@ def _searched(fit: Estimate) -> list[tuple[str, float, float]]:
 
 
 def beside(fit: Estimate, name: str) -> set[str]:
-    """Return the other parameters of the terms in which one stands."""
+    """Return the other parameters of the terms that contain this one."""
     terms = [{*WORD.findall(term)} for term in fit.law.formula.partition("=")[2].split(" + ")]
     return {other for term in terms if name in term for other in term & {*fit.parameters}} - {name}

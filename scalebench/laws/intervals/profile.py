@@ -45,7 +45,7 @@ def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profil
     if fit.status == "degenerate":
         raise FitRefused(
             f"the fit is degenerate, {fit.law.response} does not fall with {' or '.join(fit.law.inputs)} as "
-            f"{fit.law.name} says: no value of {name} fits better than another"
+            f"{fit.law.name}: no value of {name} fits better than another"
         )
     index = fit.law.coordinates.index(name)
     rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))
@@ -67,14 +67,14 @@ def _rises(fit: Estimate, index: int, n: int, rng: np.random.Generator) -> Array
     target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
     problem = replace(fit.problem, target=target, weights=weights)
     theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
-    constrained = polish(replace(problem, held=index), theta, width)
+    constrained = polish(replace(problem, fixed=index), theta, width)
     # Starting at the constrained optimum, the free fit can only be lower.
     return np.asarray(constrained[1] - polish(problem, constrained[0], width)[1])
 
 
 def _pinned(fit: Estimate, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
     """Objective with the parameter held at each value, [m]: fitted together, then again from neighbours' optima."""
-    problem, width = replace(fit.problem, held=index), fit.settings["width"]
+    problem, width = replace(fit.problem, fixed=index), fit.settings["width"]
     theta = np.tile(fit.theta, (len(values), 1))
     theta[:, index] = values
     theta, objective, _ = polish(problem, theta, width)

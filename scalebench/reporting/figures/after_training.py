@@ -100,14 +100,14 @@ def _rows(points: pd.DataFrame, front: set[Any], everything: pd.DataFrame, unit:
         )  # fmt: skip
 
 
-def _one(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | str | None:
+def _single_study(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | str | None:
     return tradeoff_figure(marks, [study], cost)
 
 
 # Of one study, and of all studies of a page.
 OF_STUDY = tuple(
     FigureSpec[StudyAnalysis](
-        f"after-{cost}", f"Loss against {COSTS[cost][0]}", partial(_one, cost=cost), optional=True
+        f"after-{cost}", f"Loss against {COSTS[cost][0]}", partial(_single_study, cost=cost), optional=True
     )
     for cost in COSTS
 )

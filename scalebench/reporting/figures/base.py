@@ -14,7 +14,7 @@ from scalebench.analysis.trends import Trend
 from scalebench.reporting.quantities import quantity
 from scalebench.reporting.svg import DIRECT_FROM, MUTED, SERIES_COLORS, Marks, series_styles
 
-WIDEST_BAND = 3.0  # of a curve's height: a wider band would hide the marks and says that nothing is known
+WIDEST_BAND = 3.0  # of a curve's height: a wider band would hide the marks, and it shows only that nothing is known
 
 
 def trial_label(row: pd.Series[Any], series: Series) -> str:

@@ -184,7 +184,7 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | Non
 
 
 def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
-    """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
+    """Label the right side with the share of the peak, if it is the same for all; return a sentence for the caption."""
     if len(peaks) != 1:
         return ""
     share_of_peak = 100 * factor / peaks[0]

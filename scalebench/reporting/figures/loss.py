@@ -80,8 +80,8 @@ def _below(study: StudyAnalysis, floor: NDArray[np.float64]) -> bool:
 def _caption(marks: Marks) -> str:
     """Return what the marks and lines are, only those that were drawn."""
     error = " with its standard error (seeds and validation sample)" if "standard error" in marks.drawn else ""
-    held = "star" in marks.drawn
-    law = f"the law fitted {'without the held-out largest size (star)' if held else 'to every size'}"
+    held_out = "star" in marks.drawn
+    law = f"the law fitted {'without the held-out largest size (star)' if held_out else 'to every size'}"
     interval = ", with the 95 % interval of a new run" if "projection interval" in marks.drawn else ""
     grey = " A grey one is of a fit that ended at a bound or did not converge." if "grey diamond" in marks.drawn else ""
     projection = f"The diamond is a projection: the law fitted to every size, ×4 beyond it{interval}.{grey}"
@@ -105,8 +105,8 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
     axes, sizes, prefix = marks.axes, series.sizes, "" if single else f"{series.label}: "
     marks.draw(series.usable[series.x.column], series.usable[LOSS], trial_titles(series, series.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
-    held = (sizes["size"] == sizes["size"].max()) & (series.held is not None)
-    for chosen, marker, size, role in ((~held, style["marker"], 9, "mean"), (held, "*", 14, "held-out size")):
+    held_out = (sizes["size"] == sizes["size"].max()) & (series.held_out_forecast is not None)
+    for chosen, marker, size, role in ((~held_out, style["marker"], 9, "mean"), (held_out, "*", 14, "held-out size")):
         part = sizes[chosen]
         if part.empty:
             continue
@@ -118,7 +118,7 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
         label = role if single else series.label if marker != "*" else None
         marks.draw(part["size"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
                    markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3, label=label)  # fmt: skip
-    fitted = "fit to smaller sizes" if series.held else "fit"
+    fitted = "fit to smaller sizes" if series.held_out_forecast else "fit"
     label = fitted if single else None
     draw_curve(marks, series.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
     x = 4 * float(sizes["size"].max())

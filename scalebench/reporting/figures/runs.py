@@ -38,10 +38,10 @@ def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, p
 
 def subset_note(study: StudyAnalysis) -> str:
     """Return a sentence for the caption where only some of the trials are shown."""
-    shown = len(study.steps)
-    if shown < MAX_STEP_TABLES:
+    count = len(study.steps)
+    if count < MAX_STEP_TABLES:
         return ""
-    return f" Shown: {shown} of {len(study.trials)} trials, spread evenly over the sizes."
+    return f" Shown: {count} of {len(study.trials)} trials, spread evenly over the sizes."
 
 
 def binned(steps: pd.DataFrame) -> pd.DataFrame:

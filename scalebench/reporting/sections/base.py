@@ -30,7 +30,7 @@ class SectionView:
     id: str
     title: str
     template: Path
-    verdict: tuple[str, ...]
+    conclusions: tuple[str, ...]
     environment: Table
     downloads: tuple[Download, ...]
     methods: tuple[str, ...]
@@ -66,7 +66,7 @@ class Section(Protocol):
     def applies(self, subject: Subject) -> bool:
         """Return whether this kind of section is for a subject."""
 
-    def verdict(self, subject: Subject) -> Sequence[str]:
+    def conclusions(self, subject: Subject) -> Sequence[str]:
         """Return the conclusions in sentences, most important first, at least one."""
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:

@@ -36,7 +36,7 @@ def figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     for i, size in enumerate(sorted(branches[N].unique())):
         style = series_style(i)
         hollow = {"color": PAPER, "marker": "o", "markersize": 9, "markeredgecolor": style["color"]}
-        for name, frame, look in (("from scratch", scratch, hollow), ("branches", branches, style)):
+        for name, frame, mark_style in (("from scratch", scratch, hollow), ("branches", branches, style)):
             part = frame[frame[N] == size]
             means = part.groupby(DATA_SEEN)[LOSS].agg(["mean", "sem", "count"]).reset_index()
             texts = [uncertain(row["mean"], row["sem"]) for row in means.to_dict("records")]
@@ -45,7 +45,7 @@ def figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
                       for data, text in zip(means[DATA_SEEN], texts, strict=True)]  # fmt: skip
             marks.bars(means[DATA_SEEN], means["mean"] - means["sem"], means["mean"] + means["sem"],
                        color=style["color"])  # fmt: skip
-            marks.draw(means[DATA_SEEN], means["mean"], titles, **look, label=label)
+            marks.draw(means[DATA_SEEN], means["mean"], titles, **mark_style, label=label)
             rows += [(word(name), number(size), number(row[DATA_SEEN]), number(row["count"]), (text, row["mean"]))
                      for row, text in zip(means.to_dict("records"), texts, strict=True)]  # fmt: skip
     finish(marks, "validation loss (nats)")
@@ -97,10 +97,10 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
     rows = []
     for place in branches_of(study).places:
         value, interval = bounded(place.difference, place.low, place.high)
-        seen = np.isfinite(place.difference)
+        is_known = np.isfinite(place.difference)
         rows.append((
             number(place.size), number(place.steps), number(place.branches, digits=4), number(place.scratch, digits=4),
-            (value, place.difference) if seen else word(None), word(interval if seen else None),
+            (value, place.difference) if is_known else word(None), word(interval if is_known else None),
             number(place.equal if place.pairs else None, digits=2),
         ))  # fmt: skip
     columns = (

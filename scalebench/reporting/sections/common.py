@@ -107,7 +107,7 @@ class StudySection:
         """Return whether the subject is a study that this kind shows."""
         return isinstance(subject, StudyAnalysis) and self.shows(subject)
 
-    def verdict(self, subject: Subject) -> tuple[str, ...]:
+    def conclusions(self, subject: Subject) -> tuple[str, ...]:
         """Return what the study found, and last how many of its trials failed."""
         assert isinstance(subject, StudyAnalysis)
         lead, *rest = _verdict(subject, self.sentences)
@@ -132,7 +132,7 @@ class StudySection:
             name=study.name,
             title=str(definition.get("title") or study.name or "Untitled study"),
             template=self.template,
-            verdict=self.verdict(study),
+            conclusions=self.conclusions(study),
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
@@ -165,9 +165,9 @@ def strip_of(study: StudyAnalysis) -> Table | None:
 
 
 def workload_of(study: StudyAnalysis) -> str:
-    """Return the workload that a study names, else that of its records; records without that column are of training."""
-    if named := study.definition.get("workload"):
-        return str(named)
+    """Return the workload that a study names, else that of its records; "training" if those have no such column."""
+    if workload := study.definition.get("workload"):
+        return str(workload)
     recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
     return str(recorded.pop()) if len(recorded) == 1 else "training"
 

@@ -81,7 +81,7 @@ class ComparisonSection:
         """Return whether the subject is a compared operation."""
         return isinstance(subject, Operation)
 
-    def verdict(self, subject: Subject) -> tuple[str, ...]:
+    def conclusions(self, subject: Subject) -> tuple[str, ...]:
         """Return for each direction and machine which provider is fastest, and how each compares with the baseline."""
         assert isinstance(subject, Operation)
         texts = [text for _, part in parts_of(subject) for text in sentences(subject.name, part)]
@@ -103,7 +103,7 @@ class ComparisonSection:
             name=subject.name,
             title=f"{subject.name}: providers compared",
             template=self.template,
-            verdict=self.verdict(subject),
+            conclusions=self.conclusions(subject),
             counts=_counts(rows),
             providers=providers_table(rows),
             problems=problems_table(rows),

@@ -102,7 +102,7 @@ def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
 
 
 def _float(value: Any) -> float:
-    """Return a cell as a number, NaN where there is none, as of the interval of a single process."""
+    """Return a cell as a number; NaN if empty, as the interval of a single process is."""
     return float(value) if present(value) else float("nan")
 
 

@@ -133,7 +133,7 @@ def _gap_finding(student: Student, name: str) -> Finding:
 
 METHODS = (
     "Every student is trained from initial weights on λ T² KL(teacher ‖ student) + (1 − λ) cross-entropy. Total FLOPs "
-    "are its training steps and its teacher's forward passes; the teacher's own training is counted where it says so. "
+    "are its training steps and its teacher's forward passes; the teacher's own training is counted only where stated. "
     "At one budget a larger teacher leaves less data. Losses are in nats on the same held-out sample; the standard "
     "error of a mean pools the spread between seeds over the study.",
     "Supervised training is that of the same size, data, batch size and sequence length among the other studies; its "

@@ -90,7 +90,7 @@ def accuracy_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
 
 
 def _share(value: float, error: float) -> str:
-    """Return a share in percent with its standard error, where there is one."""
+    """Return a share in percent, with its standard error if known."""
     return f"{uncertain(100 * value, 100 * error)}{NBSP}%" if error > 0 else percent(value, sign=False)
 
 

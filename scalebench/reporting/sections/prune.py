@@ -86,7 +86,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
 
 
 def methods(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the trials of each group but the control; those of the control where there is no other."""
+    """Return the trials of each group but the control; those of the control if it is the only group."""
     every = dict(groups(trials))
     return {label: part for label, part in every.items() if CONTROL not in set(part["method"])} or every
 
@@ -217,9 +217,7 @@ def _sizes_table(parts: dict[str, pd.DataFrame]) -> Table:
         "95 % interval",
         "models",
     )
-    caption = (
-        "Loss added by pruning, and how it changes with the size of the model; intervals are of each density alone."
-    )
+    caption = "Loss added by pruning, and how it changes with the size of the model; every interval is for one density."
     return table(caption, columns, rows)
 
 
@@ -231,7 +229,7 @@ def _bytes_table(parts: dict[str, pd.DataFrame]) -> Table:
     ]
     columns = ("method", "density", "loss above dense (nats)", "95 % interval", "seeds")
     beside = "Loss of pruned models beside dense models of equal bytes (masked ones packed)"
-    return table(f"{beside}; intervals are of each density alone.", columns, rows)
+    return table(f"{beside}; every interval is for one density.", columns, rows)
 
 
 def _law_table(fits: Mapping[str, Fit | str]) -> Table:

@@ -112,23 +112,23 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     yield from _costs(largest)
 
 
-def _verdict(who: str, slopes: Sequence[Slope], per: str) -> str:
+def _verdict(models: str, slopes: Sequence[Slope], per: str) -> str:
     """Return at which levels the loss added rises, falls, or does neither beyond the noise between runs."""
     runs = max(slope.runs for slope in slopes)
     if not any(slope.sign for slope in slopes):
         widest = max(slopes, key=lambda slope: abs(slope.value))
         return (
-            f"{who} lose neither more nor less at any of {len(slopes)} levels, beyond the noise between {runs} runs: "
-            f"the largest change is at {widest.level}, {_change(widest)}, {per}."
+            f"{models} lose neither more nor less at any of {len(slopes)} levels, beyond the noise between "
+            f"{runs} runs: the largest change is at {widest.level}, {_change(widest)}, {per}."
         )
-    parts = [f"{text} at {_those(chosen)}" for text, sign in (("more", 1), ("less", -1))
+    parts = [f"{text} at {_level_changes(chosen)}" for text, sign in (("more", 1), ("less", -1))
              if (chosen := [slope for slope in slopes if slope.sign == sign])]  # fmt: skip
     unclear = [slope.level for slope in slopes if not slope.sign]
     rest = f"; at {', '.join(unclear)} the noise between runs hides any change" if unclear else ""
-    return f"{who} lose {' and '.join(parts)}, {per} over {runs} runs{rest}."
+    return f"{models} lose {' and '.join(parts)}, {per} over {runs} runs{rest}."
 
 
-def _those(slopes: Sequence[Slope]) -> str:
+def _level_changes(slopes: Sequence[Slope]) -> str:
     return ", ".join(f"{slope.level} ({_change(slope)})" for slope in slopes)
 
 

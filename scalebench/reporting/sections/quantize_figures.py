@@ -129,9 +129,9 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         marks.bars(part[N], numeric(part, LOW), numeric(part, HIGH), color=style["color"], linewidth=1.2)
         for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
             titles = [f"{level}, {size_text(row[N])}: {ratio_text(row)}" for _, row in chosen.iterrows()]
-            named = face != PAPER or shared.all()
+            in_legend = face != PAPER or shared.all()
             marks.draw(chosen[N], numeric(chosen, RATIO), titles, **style, markerfacecolor=face,
-                       label=level if named else None)  # fmt: skip
+                       label=level if in_legend else None)  # fmt: skip
         cells += [
             (word(level), number(row[N]), number(row.get("latency_before_s"), "s"), number(row.get("latency_s"), "s"),
              (ratio_text(row), float(row[RATIO])))

@@ -19,7 +19,6 @@ from scalebench.reporting.tables import Table, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 PROCESSES, KIND, BATCH, RATE = "processes", "parallel", "batch_size", "samples_per_s"
-ALONE = "none"  # ``parallel`` of a single process
 ALLOCATED = "peak_memory_allocated_bytes"
 STATE = tuple(f"memory_{part}_bytes" for part in ("parameters", "gradients", "optimizer"))
 
@@ -67,7 +66,7 @@ def _points(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_per_process(trials: pd.DataFrame) -> pd.Series[float]:
-    """Return the allocator's peak, or where there is none what parameters, gradients and optimizer state take."""
+    """Return the allocator's peak, or, if unknown, the bytes of parameters, gradients and optimizer state."""
     allocated = numeric(trials, ALLOCATED)
     state = sum((numeric(trials, column) for column in STATE[1:]), start=numeric(trials, STATE[0]))
     return allocated if allocated.notna().all() else state
@@ -76,20 +75,20 @@ def memory_per_process(trials: pd.DataFrame) -> pd.Series[float]:
 def draw(
     marks: Marks, study: StudyAnalysis, *, column: str, label: str, text: str, ideal: Callable[[float], float] | None
 ) -> Caption | None:
-    """Draw a column of ``points`` against the number of processes, with the ideal where there is one."""
-    found = [line for line in lines(study) if line.points[column].notna().any()]
-    if not found:
+    """Draw a column of ``points`` against the number of processes, with the ideal where it is known."""
+    measured = [line for line in lines(study) if line.points[column].notna().any()]
+    if not measured:
         return None
-    factor, unit = scale(float(found[0].points[column].max()), "B") if column == "memory" else (1.0, "")
-    counts = sorted({count for line in found for count in line.points["processes"]})
+    factor, unit = scale(float(measured[0].points[column].max()), "B") if column == "memory" else (1.0, "")
+    counts = sorted({count for line in measured for count in line.points["processes"]})
     if ideal is not None:
         marks.axes.plot(counts, [ideal(count) for count in counts], color=MUTED, linestyle="--", label="ideal")
-    for i, line in enumerate(found):
+    for i, line in enumerate(measured):
         points, style = line.points, series_style(i)
         marks.axes.plot(points["processes"], points[column] / factor, color=style["color"], linewidth=1)
         for chosen, face in ((points[points["timed"]], style["color"]), (points[~points["timed"]], PAPER)):
             titles = [
-                f"{line.label}, {row.processes:g} processes: {_shown(column, row)}" for row in chosen.itertuples()
+                f"{line.label}, {row.processes:g} processes: {_value_text(column, row)}" for row in chosen.itertuples()
             ]
             marks.draw(chosen["processes"], chosen[column] / factor, titles, **style, markerfacecolor=face,
                        label=line.label if face != PAPER or points["timed"].sum() == 0 else None)  # fmt: skip
@@ -98,10 +97,10 @@ def draw(
     marks.axes.xaxis.minorticks_off()
     marks.axes.set_ylim(bottom=0)
     legend(marks)
-    return Caption(f"{text} Hollow marks shared the machine.", _table(found))
+    return Caption(f"{text} Hollow marks shared the machine.", _table(measured))
 
 
-def _shown(column: str, row: object) -> str:
+def _value_text(column: str, row: object) -> str:
     value = float(getattr(row, column))
     return quantity(value, "B") if column == "memory" else f"{value:.3g}"
 

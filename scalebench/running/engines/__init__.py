@@ -16,7 +16,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def find_engine(name: str, slots: int | None = None) -> Engine:
-    """Return an engine by name, with a number of this machine's GPUs if ``slots`` says so.
+    """Return an engine by name, with a number of this machine's GPUs if ``slots`` gives one.
 
     Raises ``InputError`` for an unknown name, with the known ones and a suggestion, and for slots of another engine.
     """
@@ -25,5 +25,5 @@ def find_engine(name: str, slots: int | None = None) -> Engine:
     if slots is None:
         return ENGINES[name]
     if name != "local":
-        raise InputError(f"--slots: the engine {name} knows its GPUs itself; leave it out")
+        raise InputError(f"--slots: the engine {name} finds its GPUs itself; leave it out")
     return local.Packed(slots)

@@ -1,9 +1,9 @@
-"""What an engine is: it starts a worker process for each attempt folder, somewhere, and yields the finished ones.
+"""The contract of an engine: it starts a worker process for each attempt folder and yields the finished ones.
 
 An engine passes files, never Python objects: the attempt folder holds ``trial.json`` (what to run, and the resources
 it needs), the worker reads it and writes its results and ``record.json`` there. The folder must therefore be visible
-under the same path to the engine and its workers. The engine need not know what a node has: the worker finds that out
-(``running/node.py``). Where the engine does assign cores, it says so in ``placement.json``.
+under the same path to the engine and its workers. An engine needs no knowledge of the node: the worker detects
+what it has (``running/node.py``). An engine that assigns cores writes them to ``placement.json``.
 
 The local engine forks its workers from one process that has torch imported (``running/forked.py``). Another engine runs
 ``worker_command`` in ``worker_environment``, and does the same work in a fresh process.
@@ -31,8 +31,8 @@ class Resources:
 
     ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
     are the plan's estimates. ``timeout_s`` limits the run of each trial, the wait for a GPU not counted. A trial that
-    may ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user
-    has chosen the order in which trials start.
+    may ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order`` is whether
+    the user chose the order in which trials start.
     """
 
     cpus: int = 1
@@ -119,7 +119,7 @@ def has_record(attempt: Path) -> bool:
 
 
 def another_attempt(attempt: Path) -> Path:
-    """Return a new attempt of the same trial, with the next claim, for an engine that tries again what it lost."""
+    """Return a new attempt of the same trial, with the next claim, for an engine that retries a lost one."""
     following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_header(attempt)
     header |= {"attempt": following.name} | ({"claim": header["claim"] + 1} if "claim" in header else {})
     write_header(following, header)
@@ -127,7 +127,7 @@ def another_attempt(attempt: Path) -> Path:
 
 
 def close_attempt(attempt: Path, status: str, error_class: str, message: str) -> None:
-    """Write the record of an attempt whose worker did not; keep the one that is there."""
+    """Write the record of an attempt whose worker wrote none; an existing one is kept."""
     if has_record(attempt):
         return
     header, path = read_header(attempt), attempt / "environment.json"

@@ -103,7 +103,7 @@ class Packed:
 
 
 def _next(waiting: list[tuple[Path, Resources]], gpus: Slots) -> tuple[Path, Resources, tuple[str, ...]] | None:
-    """Take the first attempt for which enough GPUs are free out of ``waiting``; None where there is none."""
+    """Take the first attempt for which enough GPUs are free, out of ``waiting``; None if no attempt fits."""
     for index, (attempt, needs) in enumerate(waiting):
         if (devices := gpus.take(needs.gpus)) is not None:
             del waiting[index]

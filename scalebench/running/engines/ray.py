@@ -53,7 +53,7 @@ OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes
 
 @dataclass
 class _Placed:
-    """An attempt that is with Ray: what it needs, which try of its trial it is, and what is reserved for it."""
+    """An attempt submitted to Ray: the resources it needs, which try of its trial it is, and its placement group."""
 
     attempt: Path
     needs: Resources
@@ -122,7 +122,7 @@ def stderr_to(file: IO[str]) -> Iterator[None]:
 
 
 def _refusal(error: Exception, messages: IO[str]) -> str:
-    """Say why Ray could not connect; ``messages`` is what it wrote meanwhile, a line for each of its tries."""
+    """Return the error for a failed connection; ``messages`` is Ray's own output, a line per try."""
     messages.seek(0)
     if "InvalidAuthToken" in messages.read():
         return "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
@@ -179,7 +179,7 @@ def place(
 
 
 def reachable(ray: Any) -> bool:
-    """Whether the cluster takes tasks of this process: no longer when its own node is gone, the only embedded one."""
+    """Whether the cluster still accepts tasks from this process; not once an embedded cluster's only node is gone."""
     try:
         return bool(ray.get(ray.remote(num_cpus=0, max_retries=0)(process_id).remote(), timeout=REACH_S))
     except ray.exceptions.RayError:
@@ -192,7 +192,7 @@ def process_id() -> int:
 
 
 def submit(ray: Any, placed: _Placed) -> Any:
-    """Give an attempt to Ray and return the reference of its task.
+    """Submit an attempt to Ray and return the reference of its task.
 
     The cores and GPUs of a trial with several processes are a placement group: all of them on one node, or none yet.
     """
@@ -208,7 +208,7 @@ def submit(ray: Any, placed: _Placed) -> Any:
 
 
 def run_worker(attempt: str, command: list[str], timeout_s: float | None) -> int | None:
-    """Run an attempt's worker, in a task of Ray, and return its exit code; None for one that was past its time limit.
+    """Run an attempt's worker, in a task of Ray, and return its exit code; None if it exceeded its time limit.
 
     The time limit does not count while the worker waits for a GPU. The worker ends with the process of the task.
     """
@@ -228,7 +228,7 @@ def run_worker(attempt: str, command: list[str], timeout_s: float | None) -> int
 
 
 def ended(ray: Any, reference: Any, placed: _Placed) -> _Placed | None:
-    """Write the record of an attempt whose worker did not; return the attempt that follows one that was lost."""
+    """Write the record of an attempt whose worker wrote none; return the new attempt if it was lost."""
     if placed.group is not None:
         ray.util.remove_placement_group(placed.group)
     try:

@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 def check(resources: Sequence[Resources]) -> None:
-    """Raise ``InputError`` where Slurm is not there, or has no node for what a trial asks."""
+    """Raise ``InputError`` if Slurm is not installed, or no node has what a trial needs."""
     for program in COMMANDS:
         if shutil.which(program) is None:
             raise InputError(f"engine slurm: {program} was not found; run this where Slurm's commands are installed")
@@ -144,14 +144,14 @@ def requested(needs: Resources) -> list[str]:
 
 
 def memory_mib(needs: Resources) -> int:
-    """Return the memory of the node to ask for: the estimate and a quarter; a GPU's tensors are not there."""
+    """Return the memory of the node to ask for: 1.25 times the estimate; a GPU's tensors do not count."""
     tensors = 0 if needs.gpus else 1.25 * needs.memory_bytes / 2**20
     least = tensors + needs.processes * HOST_MIB["gpu" if needs.gpus else "cpu"]
     return MEMORY_STEP_MIB * math.ceil(least / MEMORY_STEP_MIB)
 
 
 def minutes(needs: Resources) -> int:
-    """Return the time limit of the job: beyond the trial's own, or where it has none beyond its estimated duration."""
+    """Return the time limit of the job, longer than the trial's own, or than its estimated duration without one."""
     limit = ESTIMATE_FACTOR * needs.expected_s if needs.timeout_s is None else needs.timeout_s
     return math.ceil((limit + START_S) / 60)
 

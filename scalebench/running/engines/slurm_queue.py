@@ -1,4 +1,4 @@
-"""What Slurm and the results folder know of a study's tasks: the queue, and the list of attempts of each array."""
+"""A study's Slurm tasks: those in the queue, and the attempts of each array as listed in the results folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class State:
-    """How a task stands: Slurm's name for it, the exit status (negative for a signal), and the reason it waits."""
+    """The state of a task: Slurm's name for it, the exit status (negative for a signal), and the reason it waits."""
 
     name: str
     code: int = 0
@@ -39,7 +39,7 @@ class State:
 
 
 def queue() -> dict[Task, State] | None:
-    """Return the state of this user's tasks, those that ended a moment ago included; None where Slurm cannot say."""
+    """Return the state of this user's tasks, recently ended ones included; None if Slurm does not answer."""
     fields = "ArrayJobID:32,ArrayTaskID:16,State:24,exit_code:16,Reason:64"
     done = run_command("squeue", "--me", "--noheader", "--array", "--states=all", "-O", fields)
     if done.returncode:
@@ -62,7 +62,7 @@ def exit_code(text: str) -> int:
 
 
 def submitted(study_dir: Path) -> dict[Task, Path]:
-    """Return every task that was submitted for a study and not forgotten, with its attempt."""
+    """Return every task submitted for a study whose list of attempts is still there, with its attempt."""
     return {Task(job, number): attempt for _, job, tasks in _arrays(study_dir) for number, attempt in enumerate(tasks)}
 
 

@@ -1,4 +1,4 @@
-"""Doubts about points, one line each: units that look slipped, runs with many rows, evaluation sets mixed."""
+"""Warnings about a table of points, one line each: wrong units, runs with many rows, evaluation sets mixed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 RUN_NAMES = ("run", "run_name", "run_id", "run_uuid", "run id", "name")  # of columns, in any case
 # Names of losses in other units than nats, and what turns them into nats.
 UNITS = {
-    ("ppl", "perplexity"): "a perplexity; the laws are of nats: take its logarithm",
-    ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws are of nats: times 0.693 (ln 2)",
+    ("ppl", "perplexity"): "a perplexity; the laws need nats: take its logarithm",
+    ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws need nats: times 0.693 (ln 2)",
 }
 PERPLEXITIES = "perplexities?"  # the question on losses that are too high, where their name does not answer it
 HIGHEST_NATS = 15.0  # a uniform guess among 3 million tokens
@@ -37,12 +37,12 @@ def run_column(names: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in RUN_NAMES if name in by_lower), None)
 
 
-def data_doubts(path: Path, table: PointTable) -> list[str]:
-    """Return the doubts about points that were read from a table."""
-    return [*_loss_doubts(table), *_run_doubts(path, table)]
+def table_warnings(path: Path, table: PointTable) -> list[str]:
+    """Return warnings about points that were read from a table."""
+    return [*_loss_warnings(table), *_run_warnings(path, table)]
 
 
-def _loss_doubts(table: PointTable) -> list[str]:
+def _loss_warnings(table: PointTable) -> list[str]:
     name = table.columns.get("loss", table.columns.get("y", ""))
     return [
         f"column {name!r} looks like {unit}"
@@ -51,7 +51,7 @@ def _loss_doubts(table: PointTable) -> list[str]:
     ]
 
 
-def _run_doubts(path: Path, read: PointTable) -> list[str]:
+def _run_warnings(path: Path, read: PointTable) -> list[str]:
     """Name a column of runs that repeat, unless it is in use."""
     table = open_table(path)
     name = run_column(table.names)
@@ -64,20 +64,20 @@ def _run_doubts(path: Path, read: PointTable) -> list[str]:
     if len(counts) == len(read) or sum(counts.values()) != len(read):  # each once, or rows were selected
         return []
     longest = max(counts, key=lambda run: counts[run])
-    named, rows = number_of(len(counts), "run"), number_of(len(read), "row")
+    runs, rows = number_of(len(counts), "run"), number_of(len(read), "row")
     return [
-        f"column {name!r} names {named} for {rows} ({longest!r}: {counts[longest]}): checkpoints of one run "
+        f"column {name!r} names {runs} for {rows} ({longest!r}: {counts[longest]}): checkpoints of one run "
         "are not independent, and intervals that count them so are too narrow; "
         f"--run-column {name!r} counts each run once, with --last only its last row"
     ]
 
 
-def unit_doubts(values: Mapping[str, Any]) -> list[str]:
-    """Return the doubts about values by role, each (n,): parameters, tokens, FLOPs and loss that do not go together."""
-    return [*_size_doubts(values), *_flops_doubts(values), *_spread_doubts(values)]
+def unit_warnings(values: Mapping[str, Any]) -> list[str]:
+    """Return warnings about values by role, each (n,): parameters, tokens, FLOPs and loss that do not go together."""
+    return [*_size_warnings(values), *_flops_warnings(values), *_spread_warnings(values)]
 
 
-def _size_doubts(values: Mapping[str, Any]) -> list[str]:
+def _size_warnings(values: Mapping[str, Any]) -> list[str]:
     if not {"params", "tokens"} <= set(values):
         return []
     params, tokens = (np.asarray(values[role], dtype=float) for role in ("params", "tokens"))
@@ -98,7 +98,7 @@ def _unit(values: Any) -> str:
     return "billions" if np.median(values) < 100 and values.min() < 1 else "millions"
 
 
-def _flops_doubts(values: Mapping[str, Any]) -> list[str]:
+def _flops_warnings(values: Mapping[str, Any]) -> list[str]:
     if not {"params", "tokens", "flops"} <= set(values):
         return []
     expected = FLOPS_PER_PARAMETER_TOKEN * np.asarray(values["params"]) * np.asarray(values["tokens"])
@@ -108,7 +108,7 @@ def _flops_doubts(values: Mapping[str, Any]) -> list[str]:
     return [f"FLOPs are {factor:.2g} times 6ND: is one of FLOPs, parameters and tokens in another unit?"]
 
 
-def _spread_doubts(values: Mapping[str, Any]) -> list[str]:
+def _spread_warnings(values: Mapping[str, Any]) -> list[str]:
     """Name equal inputs whose losses differ by a factor: two evaluation sets, or two series, in one table."""
     inputs = [np.asarray(values[role]) for role in values if role in INPUTS]
     loss = values.get("loss", values.get("y"))
@@ -126,5 +126,5 @@ def _spread_doubts(values: Mapping[str, Any]) -> list[str]:
             "evaluation sets or two series mixed? Select one with --where"
         )
     if "loss" in values and float(np.median(np.asarray(loss, dtype=float))) > HIGHEST_NATS:
-        lines.append(f"losses up to {np.max(loss):.3g}: {PERPLEXITIES} The laws are of nats: take their logarithm")
+        lines.append(f"losses up to {np.max(loss):.3g}: {PERPLEXITIES} The laws need nats: take their logarithm")
     return lines

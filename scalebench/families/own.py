@@ -1,0 +1,114 @@
+"""A family of a user's own: a Python file with the names of ``base.Family``, in a study as ``family = "model.py"``.
+
+Names that most files would give the same value may be left out (``DEFAULTS``). The SHA-256 of the file is part of the
+identity of its trials, so that an edited model is another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scalebench.errors import InputError
+from scalebench.families.base import Family
+from scalebench.families.sharding import shard_blocks
+
+ENDING = ".py"
+REQUIRED = ("Config", "DATA", "build", "config_for", "count", "defaults", "learning_rate", "task")
+DEFAULTS: dict[str, Any] = {
+    "TAKES": object,
+    "SEQUENCES": True,
+    "IMPLEMENTATIONS": ("eager", "compile"),
+    "CAPABILITIES": (),
+    "SIZES": {},
+    "parallelize": shard_blocks,
+}
+
+
+class Families(dict[str, Family]):
+    """The families that ship, by name; looking up a path that ends in .py loads that file."""
+
+    def __missing__(self, name: str) -> Family:
+        """Return the family in a file. Raises ``KeyError`` for other names, ``InputError`` for a file that is none."""
+        if not name.endswith(ENDING):
+            raise KeyError(name)
+        return load(Path(name))
+
+
+def load(path: Path) -> Family:
+    """Return the family that a file defines; read again whenever its content has changed.
+
+    Raises ``InputError`` for a file that is missing, cannot be imported or lacks a required name.
+    """
+    return _loaded(path, _read(path))
+
+
+def file_sha256(name: str) -> str | None:
+    """Return the SHA-256 of the file that a family comes from; None for a family that ships."""
+    return hashlib.sha256(_read(Path(name))).hexdigest() if name.endswith(ENDING) else None
+
+
+def check_unchanged(name: str, sha256: str | None) -> None:
+    """Raise ``RuntimeError`` if the file of a family is no longer the one that a trial was planned with."""
+    if sha256 is not None and file_sha256(name) != sha256:
+        raise RuntimeError(f"{name} changed since the trial was planned; plan again")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # nor a device or a FIFO, which may have no end
+            raise InputError(f"{path}: no such file, in the folder {Path.cwd()}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=32)
+def _loaded(path: Path, content: bytes) -> Any:
+    module = _imported(path, content)
+    if lacking := [name for name in REQUIRED if not hasattr(module, name)]:
+        raise InputError(f"{path}: lacks {', '.join(lacking)}; scalebench/families/base.py documents each")
+    summary = (module.__doc__ or path.stem).strip().splitlines()[0]
+    for name, value in (DEFAULTS | {"SUMMARY": summary, "explicit": module.Config}).items():
+        module.__dict__.setdefault(name, value)
+    return module
+
+
+def _imported(path: Path, content: bytes) -> ModuleType:
+    """Return the module of a file, under a name of its own that dataclasses and torch.compile can look up."""
+    name = f"scalebench_family_{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the user's own code; not from __pycache__
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
+        del sys.modules[name]
+        raise InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """Return ":12" for an error that line 12 of the file raised, or that was found there."""
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        lines += [trace.tb_lineno] if trace.tb_frame.f_code.co_filename == str(path) else []
+        trace = trace.tb_next
+    return f":{lines[-1]}" if lines else ""

@@ -1,0 +1,119 @@
+"""Input that is sound by its form and odd by its content: refused or warned of by name, never passed over."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalebench.data import DataError, open_source
+from scalebench.laws import LAWS
+from scalebench.running.claims import last_claim
+from scalebench.study.file import idle_exclusions, parse_study
+from scalebench.workloads import WORKLOADS
+
+STUDY = 'schema = 1\nname = "x"\n[model]\nfamily = "linear"\nparams = [10, 20]\n[train]\nsteps = 3\n'
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.toml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"), [("model.parms = 10", "params"), ("model.size = 'a'", None), ("train.tokens = 9", None)]
+)
+def test_an_exclusion_by_a_field_that_no_combination_has_is_an_error(field: str, meant: str | None) -> None:
+    _, lines = parse_study(tomllib.loads(f"{STUDY}[[exclude]]\n{field}\n"), WORKLOADS)
+    (line,) = lines
+    assert line.startswith(f"exclude[0].{field.split(maxsplit=1)[0]}: ")
+    assert meant is None or f"did you mean {meant!r}?" in line
+
+
+def test_an_exclusion_of_values_that_no_axis_has_is_a_warning(command, study_file: Path) -> None:
+    study_file.write_text(f"{STUDY}[[exclude]]\nmodel.params = [20, 21]\ntrain.seed = 7\n")
+    code, _, warnings = command("plan", study_file)
+    assert code == 0
+    (line,) = warnings.splitlines()
+    assert "exclude[0].train.seed = 7" in line
+    study, _ = parse_study(tomllib.loads(f"{STUDY}[[exclude]]\nmodel.params = 20\n"), WORKLOADS)
+    assert study is not None
+    assert not idle_exclusions(study)
+
+
+def test_a_setting_of_several_lines_is_no_other_setting(command, study_file: Path) -> None:
+    code, _, error = command("plan", study_file, "--set", "train.steps=4\nseed=5")
+    assert code == 2
+    assert "train.steps" in error
+
+
+def test_a_study_in_another_encoding_is_told_which_to_use(command, study_file: Path) -> None:
+    study_file.write_bytes(STUDY.encode("utf-16"))
+    assert "save it as UTF-8" in command("plan", study_file)[2]
+
+
+def test_a_home_folder_of_nobody_is_a_line() -> None:
+    with pytest.raises(DataError, match="write the whole path"):
+        open_source("text:~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("rates", [("0", "1", "1"), ("1", "nan", "1"), ("1", "1", "inf"), ("-1", "1", "1")])
+def test_ceilings_are_positive_numbers(command, rates: tuple[str, ...]) -> None:
+    code, _, error = command("plan", "gpu-speed", "--speed", "--ceilings", *rates)
+    assert code == 2
+    assert "--ceilings" in error
+
+
+def test_copies_of_claims_by_other_programs_are_no_claims(tmp_path: Path) -> None:
+    for number in (9, 10):
+        (tmp_path / f"claim-{number:06d}").write_text('{"attempt": "a", "driver": "d"}')
+    for name in ("claim-000011 (conflicted copy)", "claim-.nfs01", "claim-000012.tmp"):
+        (tmp_path / name).write_text("{}")
+    claim = last_claim(tmp_path)
+    assert claim is not None
+    assert claim.number == 10
+
+
+def test_a_law_without_slopes_predicts_its_floor() -> None:
+    flat = {"E": 2.0, "A": 0.0, "alpha": 0.5, "B": 0.0, "beta": 0.5, "k": 1.0}
+    logs = {"params": np.log([1e6, 1e9]), "tokens": np.log([1e7, 1e8])}
+    np.testing.assert_allclose(LAWS["skaling"].predict(flat, logs)[0], 2.0)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from scalebench import fit
+
+    sizes = np.geomspace(1e6, 1e9, 8)
+    points = {"params": sizes, "loss": 1.7 + 400 * sizes**-0.34 + 1e-3 * np.cos(np.arange(8.0))}
+    path = tmp_path_factory.mktemp("fit") / "fit.json"
+    content = {**fit(points, "power").to_dict(), "points": {name: list(values) for name, values in points.items()}}
+    path.write_text(json.dumps(content | {"refits": {"method": "auto", "n": 20, "seed": 0}, "source": {}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"refits": {"n": 1e3}}, {"refits": {"n": 10**12}}, {"refits": {"seed": 1.5}}, {"source": "x"}, {"points": "x"},
+        {"source": {"columns": 3}}, {"source": {"columns": {"loss": 3}}}, {"delta": "1"}, {"fixed": [1]},
+        {"points": {"params": [1, [2]], "loss": [1, 2]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_changed_fit_is_one_line(command, fitted: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(json.loads(fitted.read_text()) | change))
+    code, _, error = command("predict", path, "--params", "1e9")
+    assert code == 2
+    assert error.startswith(f"{path}: ")
+    assert error.count("\n") == 1
+
+
+def test_a_fit_that_nobody_changed_predicts(command, fitted: Path) -> None:
+    assert command("predict", fitted, "--params", "1e9")[0] == 0

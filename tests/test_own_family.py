@@ -1,0 +1,130 @@
+"""A family of a user's own: the README's file trained, edited, miscounted; files that define none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scalebench.errors import StudyError
+from scalebench.families import FAMILIES, file_sha256
+from scalebench.families.own import REQUIRED
+from scalebench.running.planning import load_study, plan, resolve
+from scalebench.store import load_results
+from scalebench.study import trial_id
+from scalebench.workloads.building import build_model, configuration
+
+README = Path(__file__).parents[1] / "README.md"
+STUDY = """
+schema = 1
+name = "own"
+[model]
+family = "model.py"
+params = [600, 2000]
+[train]
+steps = 3
+batch_size = 2
+sequence_length = 16
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the README's model and a study of it, as the working directory."""
+    blocks = README.read_text().split("```python\n")
+    example = next(block.partition("```")[0] for block in blocks if block.startswith('"""Language model of causal'))
+    (tmp_path / "model.py").write_text(example)
+    (tmp_path / "own.toml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_model_is_planned_and_built_with_the_size_asked_for(folder: Path) -> None:
+    import torch
+
+    small, large = plan(load_study("own.toml"))
+    assert [t.counts.non_embedding / size for t, size in ((small, 600), (large, 2000))] == pytest.approx(
+        [1, 1], abs=0.1
+    )
+    assert small.trial.family_sha256 == file_sha256("model.py")
+    model = build_model(small.trial, torch.device("cpu"))
+    logits = model(torch.zeros(2, 16, dtype=torch.int64))
+    assert logits.shape == (2, 16, 256)
+    tokens = torch.arange(16)[None]
+    changed = tokens.clone()
+    changed[0, 9] = 0
+    assert torch.equal(model(tokens)[0, :9], model(changed)[0, :9])  # causal
+    assert not torch.equal(model(tokens)[0, 9:], model(changed)[0, 9:])
+    assert FAMILIES["model.py"].SUMMARY == "Language model of causal convolutions."
+
+
+def test_an_edited_file_is_another_trial_and_what_was_planned_before_is_not_run_with_it(folder: Path) -> None:
+    before = plan(load_study("own.toml"))[0]
+    path = folder / "model.py"
+    path.write_text(path.read_text().replace("WINDOW = 8", "WINDOW = 4"))
+    after = plan(load_study("own.toml"))[0]
+    assert before.trial_id != after.trial_id
+    assert before.counts != after.counts
+    with pytest.raises(RuntimeError, match=r"model\.py changed since the trial was planned"):
+        configuration(before.trial)
+    assert configuration(after.trial).width == after.trial.model["width"]
+
+
+def test_a_count_that_is_not_the_modules_is_an_error(folder: Path) -> None:
+    import torch
+
+    path = folder / "model.py"
+    path.write_text(path.read_text().replace("tables = 2 *", "tables = 3 *"))
+    trial = plan(load_study("own.toml"))[0].trial
+    with pytest.raises(RuntimeError, match=r"count\(\) returns .* parameters, the module has "):
+        build_model(trial, torch.device("cpu"))
+
+
+def test_families_that_ship_keep_the_ids_of_their_trials() -> None:
+    point = next(iter(load_study("mlp").points()))
+    trial = resolve("training", point).trial
+    assert trial.family_sha256 is None
+    named = trial.model_copy(update={"family_sha256": "0" * 64})
+    assert trial_id(trial) != trial_id(named)
+    assert trial_id(type(trial).model_validate(trial.model_dump())) == trial_id(trial)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "no such file"),
+        ("", f"lacks {', '.join(REQUIRED)}"),
+        ("x = 1\nimport nowhere_at_all\n", "model.py:2: ModuleNotFoundError"),
+        ("def f(:\n", "model.py:1: SyntaxError"),
+        ("\n\n1 / 0\n", "model.py:3: ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | None, line: str) -> None:
+    (folder / "model.py").unlink()
+    if content is not None:
+        (folder / "model.py").write_text(content)
+    with pytest.raises(StudyError) as caught:
+        load_study("own.toml")
+    (only,) = caught.value.lines
+    assert only.startswith("own.toml: model.family: model.py")
+    assert line in only
+
+
+def test_an_unknown_name_mentions_files(folder: Path) -> None:
+    with pytest.raises(StudyError, match=r"unknown 'gtp'; did you mean 'gpt'\?.*path of a Python file"):
+        load_study("own.toml", ["model.family=gtp"])
+    os.mkfifo(folder / "pipe.py")
+    with pytest.raises(StudyError, match=r"pipe\.py: no such file"):
+        load_study("own.toml", ["model.family=pipe.py"])
+
+
+@pytest.mark.slow
+def test_it_is_swept_by_workers_and_recorded(folder: Path) -> None:
+    import scalebench
+
+    scalebench.run(load_study("own.toml"), folder / "results")
+    frame = load_results(folder / "results" / "own")
+    assert list(frame.status) == ["ok", "ok"]
+    assert set(frame.family) == {"model.py"}
+    assert set(frame.family_sha256) == {file_sha256("model.py")}
