@@ -21,7 +21,7 @@ from scalebench.analysis.trials import DATA, N, total_params
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Forecast
 
-STREAKS = "residuals run in streaks: the law has another shape than the trials, its interval is too narrow"
+STREAKS = "residuals run in streaks: the law has another shape than the trials, its interval may be too narrow"
 NATS = ("validation loss", "nats")
 OPEN_DATA = "the trials vary size and data: give --tokens"
 

@@ -15,7 +15,7 @@ COUNTS = {"params": "parameters", "tokens": "tokens"}
 SWAPPED = 0.75  # share of rows with fewer tokens than parameters, rare in real studies
 STREAKS = (
     "residuals of neighbouring points have the same sign more often than independent noise: the law has another shape "
-    "than the points, or they are checkpoints of the same runs (--run-column); its intervals are too narrow"
+    "than the points, or they are checkpoints of the same runs (--run-column); its intervals may be too narrow"
 )
 FEW, FEW_WHOLE = 1e5, 1e3  # largest counts below these are in another unit: fractions, and whole numbers
 

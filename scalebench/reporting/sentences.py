@@ -149,7 +149,7 @@ def streak_sentence(series: Series) -> str:
         return ""
     return (
         "Residuals of neighbouring sizes have the same sign more often than independent noise would give: the law has "
-        "another shape than the points, and its interval is too narrow."
+        "another shape than the points, and its interval may be too narrow."
     )
 
 
