@@ -21,6 +21,7 @@ from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS, Bootstrap, Refit
 from scalebench.laws.intervals.determined import undetermined
 from scalebench.laws.intervals.outlying import FarPoint, far_points
 from scalebench.laws.intervals.profile import Profile, profile
+from scalebench.laws.intervals.streaks import Streaks, streaks
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,6 +83,11 @@ class Fit(Estimate):
     def far_points(self) -> tuple[FarPoint, ...]:
         """Configurations that lie far from the law beside the others; see `intervals.outlying`."""
         return far_points(self)
+
+    @cached_property
+    def streaks(self) -> Streaks | None:
+        """Test of whether residuals of neighbours lie on one side of the law; see `intervals.streaks`."""
+        return streaks(self)
 
     def profile(self, name: str, level: float = 0.95, n: int = 400, seed: int = 0) -> Profile:
         """Profile of the objective over E or an exponent, with an interval calibrated by `n` simulated studies.
