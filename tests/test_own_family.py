@@ -119,12 +119,49 @@ def test_an_unknown_name_mentions_files(folder: Path) -> None:
         load_study("own.toml", ["model.family=pipe.py"])
 
 
+CHILD = """
+schema = 1
+name = "child"
+[from]
+results = "results/own"
+[model]
+%s
+[train]
+steps = 2
+batch_size = 2
+"""
+
+
 @pytest.mark.slow
-def test_it_is_swept_by_workers_and_recorded(folder: Path) -> None:
+def test_it_is_swept_by_workers_and_recorded_and_its_code_runs_where_it_is_named(folder: Path, command) -> None:
     import scalebench
 
-    scalebench.run(load_study("own.toml"), folder / "results")
+    scalebench.run(load_study("own.toml", ["run.checkpoint=true"]), folder / "results")
     frame = load_results(folder / "results" / "own")
     assert list(frame.status) == ["ok", "ok"]
     assert set(frame.family) == {"model.py"}
     assert set(frame.family_sha256) == {file_sha256("model.py")}
+
+    (folder / "child.toml").write_text(CHILD % 'family = "model.py"')
+    assert [trial.trial.family for trial in plan(load_study("child.toml"))] == ["model.py"] * 2
+    # Results may come from anyone: what they alone name is not run.
+    (folder / "child.toml").write_text(CHILD % "")
+    sentinel = folder / "ran"
+    file = folder / "model.py"
+    original = file.read_text()
+    file.write_text(original + f"\nimport pathlib\npathlib.Path({str(sentinel)!r}).touch()\n")
+    with pytest.raises(StudyError, match=r"Python file 'model\.py', whose code runs only where you name it"):
+        plan(load_study("child.toml"))
+    trial = frame.trial_id[0]
+    code, _, err = command("generate", folder / "results", "--trial", trial, "--prompt", "a")
+    assert (code, "--family" in err, sentinel.exists()) == (2, True, False)
+    for name in ("status", "report", "export", "show"):
+        target = ("-o", folder / f"{name}.out.html") if name in ("report", "export") else ()
+        command(name, folder / "results", *target)
+    assert not sentinel.exists()
+    asked = ("generate", folder / "results", "--trial", trial, "--prompt", "a", "--family", "model.py")
+    code, _, err = command(*asked)  # another file than it was
+    assert (code, "changed" in err, sentinel.exists()) == (2, True, False)
+    file.write_text(original)
+    code, _, err = command(*asked)
+    assert "which cannot generate text" in err

@@ -46,6 +46,7 @@ def generate(
     *,
     trial: Annotated[str | None, Parameter(show_default=False, completer=completions.trials)] = None,
     prompt: str,
+    family: Annotated[str | None, Parameter(show_default=False)] = None,
     tokens: Annotated[int | None, Parameter(show_default=False)] = None,
     temperature: Annotated[float | None, Parameter(show_default=False)] = None,
     top_k: int = 0,
@@ -63,6 +64,8 @@ def generate(
         ID/step-80 is the checkpoint after 80 steps (`[run] checkpoint_steps`).
     prompt:
         Text to continue.
+    family:
+        Python file of your own that defines the trial's family, as its study names it; it is run.
     tokens:
         Number of tokens to generate (default: 100, or as many as fit into the model's context).
     temperature:
@@ -80,7 +83,7 @@ def generate(
     from scalebench.workloads.completion_options import Request
 
     request = Request(prompt, tokens, temperature, top_k, top_p, beams, seed)
-    return run_generate(results, trial, request, as_json=as_json)
+    return run_generate(results, trial, request, family=family, as_json=as_json)
 
 
 def demo(

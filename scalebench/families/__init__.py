@@ -28,11 +28,11 @@ from scalebench.families import (
     vit,
 )  # fmt: skip
 from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family
-from scalebench.families.own import Families, check_unchanged, file_sha256
+from scalebench.families.own import Families, ForeignCodeError, check_named, check_unchanged, file_sha256
 
 __all__ = [
-    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "check_unchanged", "configure", "family_error",
-    "file_sha256", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "ForeignCodeError", "check_named", "check_unchanged",
+    "configure", "family_error", "file_sha256", "model_fields",
 ]  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = Families({

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,23 @@ def load(path: Path) -> Family:
 def file_sha256(name: str) -> str | None:
     """Return the SHA-256 of the file that a family comes from; None for a family that ships."""
     return hashlib.sha256(_read(Path(name))).hexdigest() if name.endswith(ENDING) else None
+
+
+class ForeignCodeError(InputError):
+    """Stored results need a Python file whose code the user has not named, or that is no longer what it was."""
+
+
+def check_named(name: str, sha256: str | None, named: Collection[str]) -> None:
+    """Raise ``ForeignCodeError`` for a family from a file that the user did not name, or that changed since."""
+    if not name.endswith(ENDING):
+        return
+    if name not in named:
+        where = "under [model] family of a study, or after generate --family"
+        raise ForeignCodeError(
+            f"its family is the Python file {name!a}, whose code runs only where you name it: {where}"
+        )
+    if file_sha256(name) != sha256:
+        raise ForeignCodeError(f"its family {name!a} has changed since it was trained; restore that file")
 
 
 def check_unchanged(name: str, sha256: str | None) -> None:

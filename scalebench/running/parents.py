@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from scalebench import store
 from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError, number_of
-from scalebench.families import FAMILIES
+from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.running.lineage import check_circle
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
@@ -131,7 +131,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     place = path.parent if source.study is not None else path
     again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
     try:
-        return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study.name)]
+        return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study)]
     except InputError as error:
         key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:", "where:")) else ": ")
         reason = f"{error}{_others(path) if source.study is not None else ''}"
@@ -158,11 +158,11 @@ def _others(path: Path) -> str:
     return f"; studies with results there: {', '.join(names)}" if names else ""
 
 
-def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTrial]:
+def _parents(source: ParentSection, path: Path, study: Study) -> Iterator[ParentTrial]:
     from scalebench.points.batches import PointsError
     from scalebench.points.table import select_rows
 
-    candidates = _rows(path, child)
+    candidates, named = _rows(path, study.name), study.axes().get("model.family", ())
     try:
         rows = select_rows(path, candidates, source.where)
     except PointsError as error:
@@ -176,7 +176,7 @@ def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTr
     if frame.empty:
         raise InputError(f"where: no trial of {path} matches {source.where!r}{_values(candidates, source.where)}")
     if source.step is not None:
-        yield from _branches(frame, source.step, needs_state=source.continues)
+        yield from _branches(frame, source.step, named, needs_state=source.continues)
         return
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
@@ -187,7 +187,7 @@ def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTr
             fact = f"{path} has {number_of(trials, 'ok trial')} with weights{chosen}"
             raise NotMadeError(f"optimizer_state: {fact}, none of which kept the state of its run")
     for row in saved.sort_values("trial_id").to_dict("records"):
-        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.continues)
+        yield _parent({str(name): value for name, value in row.items()}, named, needs_state=source.continues)
 
 
 def _rows(path: Path, child: str) -> pd.DataFrame:
@@ -204,14 +204,16 @@ def _rows(path: Path, child: str) -> pd.DataFrame:
     return store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
 
 
-def _branches(frame: pd.DataFrame, steps: Sequence[int], *, needs_state: bool) -> Iterator[ParentTrial]:
+def _branches(
+    frame: pd.DataFrame, steps: Sequence[int], named: Collection[str], *, needs_state: bool
+) -> Iterator[ParentTrial]:
     """Yield the checkpoints of each trial after these numbers of steps."""
     for row in frame.sort_values("trial_id").to_dict("records"):
         for step in steps:
-            yield _branch({str(name): value for name, value in row.items()}, step, needs_state=needs_state)
+            yield _branch({str(name): value for name, value in row.items()}, step, named, needs_state=needs_state)
 
 
-def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTrial:
+def _branch(row: Mapping[str, Any], step: int, named: Collection[str], *, needs_state: bool) -> ParentTrial:
     """Return one checkpoint as a parent, its files checked against the SHA-256 noted when they were written."""
     attempt, trial_id = Path(str(row["attempt_dir"])), str(row["trial_id"])
     try:
@@ -228,9 +230,16 @@ def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTr
     identity = Parent(
         weights_sha256=about["weights_sha256"], state_sha256=about["state_sha256"] if needs_state else None
     )
-    trial = trial_of(attempt)
+    trial = _trial_of(attempt, named)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
     return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, _flops(until, row), about["end"])
+
+
+def _trial_of(attempt: Path, named: Collection[str]) -> Trial:
+    try:
+        return trial_of(attempt, named)
+    except ForeignCodeError as error:
+        raise InputError(f"{attempt.parent.name}: {error}") from error
 
 
 def _check_unchanged(path: Path, expected: str) -> None:
@@ -261,7 +270,7 @@ def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
     return WORKLOADS[trial.workload].cost(trial, counts).flops + before
 
 
-def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
+def _parent(row: Mapping[str, Any], named: Collection[str], *, needs_state: bool) -> ParentTrial:
     """Return one parent, its files checked against the SHA-256 in its record."""
     attempt = Path(str(row["attempt_dir"]))
     hashes: dict[str, str | None] = {"weights": None, "state": None}
@@ -272,7 +281,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
         if isinstance(recorded, str):
             _check_unchanged(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
-    trial = trial_of(attempt)
+    trial = _trial_of(attempt, named)
     if (reason := getattr(trial.spec, "changed_form", None)) is not None:
         weights = f"its weights are no longer those of a {trial.family} alone"
         raise InputError(f"where: {row['trial_id']} {reason}: {weights}; choose other parents")

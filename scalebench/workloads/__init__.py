@@ -5,13 +5,14 @@ Adding a workload: a module with the names of ``base.Workload``, and a line in `
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from scalebench.errors import InputError
-from scalebench.families import FAMILIES
+from scalebench.families import FAMILIES, ForeignCodeError, check_named
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
 from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
@@ -57,12 +58,20 @@ def columns_of(name: str) -> tuple[Column, ...]:
     return tuple({column.name: column for column in columns}.values())
 
 
-def trial_of(attempt: Path) -> Trial:
-    """Return the trial of an attempt folder. Raises ``StoreError`` where its ``trial.json`` does not hold one."""
+def trial_of(attempt: Path, named: Collection[str] | None = ()) -> Trial:
+    """Return the trial of an attempt folder. Raises ``StoreError`` where its ``trial.json`` does not hold one.
+
+    Results may come from anyone: a family that is a Python file, which would run, is refused with ``InputError`` unless
+    ``named`` has it. None allows any.
+    """
     path = attempt / "trial.json"
     try:
         trial = read_trial(read_header(attempt)["trial"])
+        if named is not None:
+            check_named(trial.family, trial.family_sha256, named)
         FAMILIES[trial.family].Config(**trial.model)
+    except ForeignCodeError:
+        raise
     except (KeyError, TypeError, AttributeError, InputError, ValidationError) as error:
         raise StoreError(f"{path}: holds no trial ({type(error).__name__}: {str(error).splitlines()[0]})") from error
     return trial

@@ -22,10 +22,11 @@ from scalebench.workloads.weights import WEIGHTS, check_sha256, load_weights
 def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, nn.Module]:
     """Return an attempt's trial and its trained model, on the CPU, in evaluation mode.
 
-    The weights are those of the end of the run, or of a ``checkpoint``, a folder in that of the attempt. Raises
-    ``StoreError`` naming a file that is missing, damaged or changed.
+    The weights are those of the end of the run, or of a ``checkpoint``, a folder in that of the attempt. A family from
+    a file is run: whoever chose the attempt has read it with ``trial_of``, which refuses what the user did not name.
+    Raises ``StoreError`` naming a file that is missing, damaged or changed.
     """
-    trial, folder = trial_of(attempt), checkpoint or attempt
+    trial, folder = trial_of(attempt, None), checkpoint or attempt
     check_size(trial, folder)
     # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
@@ -48,7 +49,7 @@ def load_quantized(attempt: Path, sha256: str | None = None) -> tuple[Trial, nn.
 
     Raises ``StoreError`` for a file that is missing, damaged, changed, of another model, or packed for another CPU.
     """
-    trial = trial_of(attempt)
+    trial = trial_of(attempt, None)
     if sha256 is not None:
         check_sha256(attempt / QUANTIZED, sha256)
     return trial, read_quantized(trial, attempt, torch.device("cpu"))

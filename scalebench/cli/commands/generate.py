@@ -10,7 +10,7 @@ from scalebench import store
 from scalebench.cli.output import print_json, say, warn
 from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
-from scalebench.families import FAMILIES
+from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.workloads import trial_of
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import WEIGHTS
@@ -21,23 +21,29 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 10
 
 
-def run_generate(results: Path, trial: str | None, request: Request, *, as_json: bool = False) -> int:
+def run_generate(
+    results: Path, trial: str | None, request: Request, *, family: str | None = None, as_json: bool = False
+) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``.
 
-    Without ``trial`` the best one is taken and printed to standard error.
+    Without ``trial`` the best one is taken and printed to standard error. ``family`` is the Python file of a family of
+    the user's own, which a trial may have.
     """
     request.check()
     trial = best_trial(results) if trial is None else trial
     attempt, checkpoint = find_weights(results, trial)
-    if (reason := getattr(trial_of(attempt).spec, "changed_form", None)) is not None:
+    try:
+        stored = trial_of(attempt, () if family is None else (family,))
+    except ForeignCodeError as error:
+        raise InputError([f"--trial: {trial}: {error}"]) from error
+    if (reason := getattr(stored.spec, "changed_form", None)) is not None:
         raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
     from scalebench.workloads.building import configuration
     from scalebench.workloads.completion import WRITERS
     from scalebench.workloads.trained import load_trained
 
     trained, model = load_trained(attempt, checkpoint)
-    family = FAMILIES[trained.family]
-    ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)
+    ability = next((name for name in FAMILIES[trained.family].CAPABILITIES if name in WRITERS), None)
     data_spec = trained.data
     check_local(trial, data_spec.source)
     data = open_data(data_spec.source, data_spec.vocab_size, data_spec.validation_fraction)
