@@ -182,9 +182,10 @@ def test_sizes_and_budgets_beyond_all_that_is_trained_are_refused(command, study
 
 @pytest.mark.parametrize("budget", ["inf", "nan", "0", "1e-300", "1e60"])
 def test_a_budget_is_a_number_of_flops(command, budget: str) -> None:
-    code, _, error = command("optimal", "points.csv", "--budget", budget)
-    assert code == 2
-    assert "--budget" in error
+    for options in ((), ("--unique-tokens", "1e9")):
+        code, _, error = command("optimal", "points.csv", *options, "--budget", budget)
+        assert code == 2
+        assert "--budget" in error
 
 
 def test_a_value_that_is_given_twice_is_an_error(command, fitted: Path) -> None:
