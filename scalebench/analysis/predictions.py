@@ -21,6 +21,7 @@ from scalebench.analysis.trials import DATA, N, total_params
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Forecast
 
+STREAKS = "residuals run in streaks: the law has another shape than the trials, its interval may be too narrow"
 NATS = ("validation loss", "nats")
 OPEN_DATA = "the trials vary size and data: give --tokens"
 
@@ -134,6 +135,8 @@ def predicted(trend: Trend, at: float | Mapping[str, float], quantity: str, unit
     finite = math.isfinite(low) and math.isfinite(high)
     if not finite:
         basis.append(f"no interval: {trend.no_interval}" if trend.no_interval else "the interval is not finite")
+    if fit.streaks and fit.streaks.flagged:
+        basis.append(STREAKS)
     if trend.choice:
         basis.append(trend.choice)
     result = PredictedQuantity(quantity, unit, value, beyond=beyond, basis="; ".join(basis), trend=trend)
@@ -199,7 +202,7 @@ def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:
         all_params += float(np.exp(height) * params**slope)
     result = predicted(series.checkpoint, all_params, "checkpoint", "B")
     return (
-        replace(result, basis=f"{all_params:.4g} parameters with embeddings; {result.basis}")
+        replace(result, basis=f"{all_params:,.0f} parameters with embeddings; {result.basis}")
         if result.value
         else result
     )
@@ -210,7 +213,9 @@ def _over_steps(step: PredictedQuantity, steps: float | None, quantity: str, uni
     if steps is None:
         reason = "the number of steps is open: give --tokens, or trials of one batch size"
         return PredictedQuantity(quantity, unit, reason=reason)
-    return step.times(steps, quantity, unit, f"{steps:,.0f} steps of it; {step.basis}" if step.value else "")
+    return step.times(
+        steps, quantity, unit, f"that of a step, times {steps:,.0f} steps; {step.basis}" if step.value else ""
+    )
 
 
 def _data(recipe: Recipe, amount: float | None, *, requested: bool) -> PredictedQuantity:
