@@ -182,9 +182,10 @@ def test_sizes_and_budgets_beyond_all_that_is_trained_are_refused(command, study
 
 @pytest.mark.parametrize("budget", ["inf", "nan", "0", "1e-300", "1e60"])
 def test_a_budget_is_a_number_of_flops(command, budget: str) -> None:
-    code, _, error = command("optimal", "points.csv", "--budget", budget)
-    assert code == 2
-    assert "--budget" in error
+    for options in ((), ("--unique-tokens", "1e9")):
+        code, _, error = command("optimal", "points.csv", *options, "--budget", budget)
+        assert code == 2
+        assert "--budget" in error
 
 
 def test_a_value_that_is_given_twice_is_an_error(command, fitted: Path) -> None:
@@ -201,3 +202,21 @@ def test_closed_standard_streams_are_replaced(monkeypatch) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.close()
     assert end.value.code == 0
+
+
+def test_refits_without_an_optimum_widen_its_interval() -> None:
+    """Losses in which a fifth of the refits have a term at 0: N* is infinite or 0 in these, and not determined."""
+    from scalebench import fit
+    from scalebench.advice.compute_optimal import closed_form, parametric
+
+    rng = np.random.default_rng(2)
+    sizes, tokens = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4)))
+    clean = 1.7 + 400 * sizes**-0.34 + 600 * tokens**-0.3
+    surface = fit({"params": sizes, "tokens": tokens, "loss": clean * np.exp(rng.normal(0, 0.3, 20))}, "chinchilla")
+    refits = closed_form(surface.bootstrap(n=100).samples)
+    share = 1 - np.isfinite(refits).all(axis=1).mean()
+    assert 0.05 < share < 0.5
+    allocation = parametric(surface, n=100)
+    low, high = allocation.params_interval(1e20)
+    assert not allocation.determined(1e20)[0]
+    assert high / low > 1e100

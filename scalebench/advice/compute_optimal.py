@@ -20,6 +20,7 @@ from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
 
 DRAWS = 1000
+FURTHEST_LOG = 600.0  # of a constant of N* or D*: at any budget the numbers are floats
 LINE_DRAWS = 20_000  # draws of a line are cheap; the 2.5 % quantile of 1000 has an error of 5 %
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
 SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
@@ -157,12 +158,24 @@ def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, f
     """
     log_k, p, q = cost or SIX_N_D
     A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
-    with np.errstate(divide="ignore"):  # a refit may switch a term off: its optimum is infinite
+    with np.errstate(divide="ignore", invalid="ignore"):  # a refit may switch a term off: its optimum is infinite
         balance = np.log(alpha * A * q) - np.log(beta * B * p)
     total = alpha * q + beta * p
     log_params = (q * balance - beta * log_k) / total
     log_tokens = (-p * balance - alpha * log_k) / total
     return np.stack([log_params, beta / total, log_tokens, alpha / total], axis=1)
+
+
+def _within_range(drawn: Array) -> Array:
+    """Return refits, [n, 4], with infinite optima at the ends of the range: without them intervals are too narrow.
+
+    Refits without either term have no optimum, and stand at one end and the other in turn.
+    """
+    nowhere = np.flatnonzero(np.isnan(drawn).any(axis=1))
+    ends = np.where(np.arange(len(nowhere)) % 2, FURTHEST_LOG, -FURTHEST_LOG)
+    drawn = drawn.copy()
+    drawn[nowhere, 0], drawn[nowhere, 2] = ends, -ends
+    return np.clip(drawn, -FURTHEST_LOG, FURTHEST_LOG)
 
 
 def parametric(
@@ -194,8 +207,7 @@ def parametric(
     draws, method = None, ""
     try:
         boot = surface.bootstrap(n, seed)
-        drawn = closed_form(boot.samples, cost)
-        draws, method = drawn[np.isfinite(drawn).all(axis=1)], boot.method
+        draws, method = _within_range(closed_form(boot.samples, cost)), boot.method
     except FitRefused as reason:
         method = str(reason)
     coefficients = closed_form(surface.parameters, cost)[0]

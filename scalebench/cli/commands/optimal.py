@@ -34,6 +34,17 @@ APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
 
 
+def _check_budgets(budgets: Sequence[float]) -> None:
+    """Raise ``InputError`` for budgets that are no number of FLOPs."""
+    wrong = [
+        f"--budget {budget:g}: a positive number of FLOPs is needed, from 1 to {MOST_FLOPS:g}"
+        for budget in budgets
+        if not 1 <= budget <= MOST_FLOPS
+    ]
+    if wrong:
+        raise InputError(wrong)
+
+
 def run_optimal(
     path: Path,
     columns: Mapping[str, str],
@@ -45,13 +56,7 @@ def run_optimal(
     as_json: bool,
 ) -> int:
     """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none."""
-    wrong = [
-        f"--budget {budget:g}: a positive number of FLOPs is needed, from 1 to {MOST_FLOPS:g}"
-        for budget in budgets
-        if not 1 <= budget <= MOST_FLOPS
-    ]
-    if wrong:
-        raise InputError(wrong)
+    _check_budgets(budgets)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
     allocated, refused = allocations(points, approaches, counting)
@@ -79,6 +84,7 @@ def run_repeated(
     as_json: bool,
 ) -> int:
     """Print size, tokens and epochs of lowest loss at each budget, for training on limited data."""
+    _check_budgets(budgets)
     fitted = open_fit(source, "data_constrained", columns, where)
     spent = FLOPS_PER_PARAMETER_TOKEN * np.exp(fitted.points.logs["params"] + fitted.points.logs["tokens"])
     try:
