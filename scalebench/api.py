@@ -26,7 +26,7 @@ from scalebench.points.files import is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
 from scalebench.points.roles import OF_RESULTS, find_law
 from scalebench.points.table import select_rows
-from scalebench.points.warnings import far_warnings
+from scalebench.points.warnings import shape_warnings
 from scalebench.reporting.plots import Plots
 
 if TYPE_CHECKING:
@@ -122,9 +122,8 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
     if loaded is None:
         _warn(value_warnings({role: values[role] for role in (*form.inputs, form.response)}, fitted))
     else:
-        _warn(
-            [*trial_warnings(Path("the results"), loaded, where, _names(chosen, form).values()), *far_warnings(fitted)]
-        )
+        mixed = trial_warnings(Path("the results"), loaded, where, _names(chosen, form).values())
+        _warn([*mixed, *shape_warnings(fitted)])
     return fitted
 
 

@@ -53,6 +53,13 @@ def test_a_planted_slowdown_is_found_and_the_loss_is_within_noise() -> None:
     assert all(effect.verdict == WORSE for effect in differences.effects if effect.quantity == "step time")
 
 
+def test_repeats_of_a_time_that_agree_to_the_last_digit_tell_no_noise() -> None:
+    """10.4 and 10.6 ms by a clock of 1 ms are 10 and 11 in every repeat: not 10 % slower for certain."""
+    old, new = (frame().assign(step_time_median_s=seconds) for seconds in (0.010, 0.011))
+    effects = [each for each in difference(old, new, 0.01).effects if each.quantity == "step time"]
+    assert {(each.verdict, each.low) for each in effects} == {("no repeats", None)}
+
+
 def test_a_gain_below_the_noise_of_seeds_has_no_verdict() -> None:
     judged = verdicts(frame(noise=0.05), frame(noise=0.05, seed=2, validation_loss_nats=0.985))
     assert judged["all", "validation loss"] == NOISE

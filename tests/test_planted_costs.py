@@ -1,5 +1,7 @@
 """Costs with a planted kink: what small models tell of large ones, and what they hide."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from scalebench.analysis.predictions import predicted
 from scalebench.analysis.trends import cost_trend
 from scalebench.analysis.trials import STEP_TIME, N
+from scalebench.measure import energy
 
 SIZES = np.geomspace(1e4, 1e6, 6)
 LAUNCHES_S, PER_PARAMETER_S = 5e-3, 4e-9  # launches run beside the work: the time is the larger of the two
@@ -39,3 +42,15 @@ def test_memory_that_is_the_same_at_every_size_is_not_extrapolated() -> None:
     answer = predicted(cost_trend(memory, "peak_rss_bytes", N), 1e9, "memory", "B")
     assert (answer.value, answer.low) == (None, None)
     assert "not at all" in answer.reason
+
+
+@pytest.mark.parametrize(("end_mj", "joules"), [(9_000, 4.0), (5_000, None), (12, None)])
+def test_energy_of_a_counter_that_was_reset_or_stands_still_is_null(
+    monkeypatch: pytest.MonkeyPatch, end_mj: int, joules: float | None
+) -> None:
+    readings, seconds = iter([5_000, end_mj]), iter([0.0, 3.0])
+    monkeypatch.setattr(energy.EnergyMeter, "_counter_mj", lambda _: next(readings))
+    monkeypatch.setattr(energy.time, "monotonic", lambda: next(seconds))
+    meter = energy.EnergyMeter(SimpleNamespace(type="cuda"))
+    meter.start()
+    assert meter.columns()["energy_j"] == joules

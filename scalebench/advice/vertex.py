@@ -24,7 +24,8 @@ class Optimum:
 
     `curvature` is the second derivative of loss in ln x there, with other swept columns at their optimum. `gain` is the
     standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over `degrees_of_freedom`
-    estimates the variance of that noise.
+    estimates the variance of that noise. `skew` is ln x of the minimum of a cubic through the same points, less ln x*:
+    how far losses that rise faster on one side pull the vertex of the parabola; 0 where no cubic is determined.
     """
 
     x: float
@@ -34,6 +35,7 @@ class Optimum:
     residual_squares: float
     degrees_of_freedom: int
     n_points: int
+    skew: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -119,9 +121,21 @@ def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ..
             residual_squares=residual_squares,
             degrees_of_freedom=len(z) - design.shape[1],
             n_points=len(z),
+            skew=_skew(z[:, 0], loss, float(vertex[0])) if len(names) == 1 else 0.0,
         )
         for i in range(len(names))
     )
+
+
+def _skew(z: Array, loss: Array, vertex: float) -> float:
+    """Minimum of the least-squares cubic inside the sampled range, the nearest to `vertex`, less it; 0 without one."""
+    if len(np.unique(z)) < 4:
+        return 0.0
+    cubic = np.polynomial.Polynomial.fit(z, loss, 3).convert()
+    flat = np.asarray(cubic.deriv().roots())
+    real = flat.real[np.isreal(flat)]
+    inside = real[(cubic.deriv(2)(real) > 0) & (z.min() < real) & (real < z.max())]
+    return float(inside[np.abs(inside - vertex).argmin()] - vertex) if len(inside) else 0.0
 
 
 def _hessian(products: Array, k: int) -> Array:

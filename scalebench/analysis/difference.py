@@ -190,6 +190,8 @@ def _effects(
     samples = [part for both in logs.values() for part in both]
     freedom = sum(part.size - 1 for part in samples)
     spread = math.sqrt(sum(part.var() * part.size for part in samples) / freedom) if freedom else None
+    if unit == "s" and spread == 0:  # times equal to the last digit are copies or of a coarse clock: no noise is known
+        spread = None
     effects = []
     shifts, variances = [], []
     for key, (before, after) in logs.items():

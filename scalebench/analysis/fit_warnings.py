@@ -12,7 +12,7 @@ from scalebench.points.files import is_results
 from scalebench.points.fit_file import fit_values
 from scalebench.points.roles import column_names
 from scalebench.points.table_warnings import PERPLEXITIES, table_warnings
-from scalebench.points.warnings import far_warnings, point_warnings, unused_data
+from scalebench.points.warnings import point_warnings, shape_warnings, unused_data
 from scalebench.points.where import parse
 from scalebench.store import read_results
 
@@ -26,7 +26,7 @@ NO_SIZE = re.compile("step|epoch|iter|sample|second|time", re.I)  # columns that
 def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if is_results(path):
-        return [*trial_warnings(path, read_results(path), where, table.columns.values()), *far_warnings(fit)]
+        return [*trial_warnings(path, read_results(path), where, table.columns.values()), *shape_warnings(fit)]
     selecting = parse(where).names if where else ()
     names = [name for name in column_names(path) if name not in selecting]
     unused = [*([table.note] if table.note else []), *unused_data(fit.law.inputs, table.columns, names)]
@@ -44,4 +44,4 @@ def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) ->
 
 def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:
     """Warn of likely mistakes in points by role, each (n,), and of those far from the law."""
-    return [*point_warnings(values), *far_warnings(fit)]
+    return [*point_warnings(values), *shape_warnings(fit)]

@@ -21,6 +21,7 @@ from scalebench.analysis.trials import DATA, N, total_params
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Forecast
 
+STREAKS = "residuals run in streaks: the law has another shape than the trials, its interval may be too narrow"
 NATS = ("validation loss", "nats")
 OPEN_DATA = "the trials vary size and data: give --tokens"
 
@@ -134,6 +135,8 @@ def predicted(trend: Trend, at: float | Mapping[str, float], quantity: str, unit
     finite = math.isfinite(low) and math.isfinite(high)
     if not finite:
         basis.append(f"no interval: {trend.no_interval}" if trend.no_interval else "the interval is not finite")
+    if fit.streaks and fit.streaks.flagged:
+        basis.append(STREAKS)
     if trend.choice:
         basis.append(trend.choice)
     result = PredictedQuantity(quantity, unit, value, beyond=beyond, basis="; ".join(basis), trend=trend)

@@ -21,6 +21,7 @@ from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS, Bootstrap, Refit
 from scalebench.laws.intervals.determined import undetermined
 from scalebench.laws.intervals.outlying import FarPoint, far_points
 from scalebench.laws.intervals.profile import Profile, profile
+from scalebench.laws.intervals.streaks import Streaks, streaks
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +84,11 @@ class Fit(Estimate):
         """Configurations that lie far from the law beside the others; see `intervals.outlying`."""
         return far_points(self)
 
+    @cached_property
+    def streaks(self) -> Streaks | None:
+        """Test of whether residuals of neighbours lie on one side of the law; see `intervals.streaks`."""
+        return streaks(self)
+
     def profile(self, name: str, level: float = 0.95, n: int = 400, seed: int = 0) -> Profile:
         """Profile of the objective over E or an exponent, with an interval calibrated by `n` simulated studies.
 
@@ -138,9 +144,9 @@ class Fit(Estimate):
         try:
             boot = self._default_bootstrap
             intervals = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}
-            method, reason_for_method = boot.method, boot.reason
+            method, method_reason = boot.method, boot.reason
         except FitRefused as reason:
-            intervals, method, reason_for_method = dict.fromkeys(self.parameters), f"refused: {reason}", ""
+            intervals, method, method_reason = dict.fromkeys(self.parameters), f"refused: {reason}", ""
         counts = ("starts_agreeing", "starts", "n_points", "n_configurations", "degrees_of_freedom")
         return {
             "law": self.law.name,
@@ -148,7 +154,7 @@ class Fit(Estimate):
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
-            "interval_reason": reason_for_method,
+            "interval_reason": method_reason,
             "refits": asdict(self.refits),
             "lack_of_fit": self._lack_of_fit_summary(),
             "objective": _finite(self.objective),

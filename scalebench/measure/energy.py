@@ -42,6 +42,8 @@ class EnergyMeter:
             return {"energy_j": None, "energy_method": "none: the driver offers no energy counter"}
         if window_s < MINIMUM_WINDOW_S:
             return {"energy_j": None, "energy_method": f"none: window of {window_s:.2g} s is below 2 s"}
+        if end_mj <= self._start_mj:  # reset with the driver, or stuck
+            return {"energy_j": None, "energy_method": "none: the driver's energy counter did not advance"}
         return {"energy_j": (end_mj - self._start_mj) * 1e-3, "energy_method": "nvml total energy counter"}
 
     def _counter_mj(self) -> int | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
-from scalebench.laws.columns import usable
+from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
 from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
 from scalebench.points.files import frame_batch, open_table
@@ -236,8 +236,9 @@ def _fault(text: str) -> str:
         return f"{text.strip()[:40]!r} has a comma, a space or the like in it"
     if not _is_number(text):
         return f"{text[:40]!r} is not a number"
-    kind = "not finite" if not math.isfinite(float(text)) else "negative" if float(text) < 0 else "zero"
-    return f"{text.strip()} is {kind}"
+    value = float(text)
+    kind = "not finite" if not math.isfinite(value) else "negative" if value < 0 else "zero" if value == 0 else ""
+    return f"{text.strip()} is {kind or f'beyond {1 / LARGEST:g} to {LARGEST:g}'}"
 
 
 def _remedy(text: str, name: str) -> str:

@@ -13,6 +13,10 @@ from scalebench.points.table_warnings import unit_warnings
 
 COUNTS = {"params": "parameters", "tokens": "tokens"}
 SWAPPED = 0.75  # share of rows with fewer tokens than parameters, rare in real studies
+STREAKS = (
+    "residuals of neighbouring points have the same sign more often than independent noise: the law has another shape "
+    "than the points, or they are checkpoints of the same runs (--run-column); its intervals may be too narrow"
+)
 FEW, FEW_WHOLE = 1e5, 1e3  # largest counts below these are in another unit: fractions, and whole numbers
 
 
@@ -44,6 +48,11 @@ def unused_data(law_inputs: Sequence[str], columns: Mapping[str, str], names: Se
     if "tokens" in law_inputs or "tokens" in columns.values() or "tokens" not in names or "params" not in law_inputs:
         return []
     return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]
+
+
+def shape_warnings(fitted: Fit) -> list[str]:
+    """Return a line on residuals that run in streaks, and one on each configuration that lies far from the law."""
+    return [*([STREAKS] if fitted.streaks and fitted.streaks.flagged else []), *far_warnings(fitted)]
 
 
 def far_warnings(fitted: Fit) -> list[str]:

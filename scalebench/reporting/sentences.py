@@ -142,6 +142,17 @@ def held_out_sentence(series: Series) -> str:
     )
 
 
+def streak_sentence(series: Series) -> str:
+    """Return that the sizes lie on one side of the law of the loss in turn, as of another shape; empty if not."""
+    streaks = series.loss_all.fit.streaks if series.loss_all.fit else None
+    if not (streaks and streaks.flagged):
+        return ""
+    return (
+        "Residuals of neighbouring sizes have the same sign more often than independent noise would give: the law has "
+        "another shape than the points, and its interval may be too narrow."
+    )
+
+
 def far_sentence(series: Series) -> str:
     """Return which sizes lie far from the fitted law of the loss; empty where none does."""
     far = [f"{quantity(next(iter(point.inputs.values())))} ({percent(point.error_percent / 100)})"

@@ -1,4 +1,4 @@
-"""Every name a study can use, with what it stands for."""
+"""Every name that a study can use, with its meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SINGULAR = {
 
 
 def catalogue() -> dict[str, Any]:
-    """Return every name a study can use, with what it stands for."""
+    """Return every name that a study can use, with its meaning."""
     from scalebench.data import SOURCES, source_names
     from scalebench.families import FAMILIES, model_fields
     from scalebench.laws import LAWS

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scalebench.advice import Allocation
     from scalebench.advice.data_constrained import DataConstrainedOptimum
 
+MOST_FLOPS = 1e50  # of a budget
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
 
@@ -43,8 +44,12 @@ def run_optimal(
     *,
     as_json: bool,
 ) -> int:
-    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none is."""
-    wrong = [f"--budget {budget:g}: a positive number of FLOPs is needed" for budget in budgets if not budget > 0]
+    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none."""
+    wrong = [
+        f"--budget {budget:g}: a positive number of FLOPs is needed, from 1 to {MOST_FLOPS:g}"
+        for budget in budgets
+        if not 1 <= budget <= MOST_FLOPS
+    ]
     if wrong:
         raise InputError(wrong)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)

@@ -172,7 +172,7 @@ def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:
     """Residuals as means [configurations] and deviations from them [runs]; 1 - leverage [configurations]."""
     residuals = groups.by_run(fit.least_squares_residuals())
     mean = groups.by_config(residuals)
-    leverage = np.bincount(groups.config, (_tangent(fit, groups) ** 2).sum(axis=1))
+    leverage = np.bincount(groups.config, (tangent(fit, groups) ** 2).sum(axis=1))
     return mean, residuals - mean[groups.config], np.clip(1 - leverage, 0.0, 1.0)
 
 
@@ -189,7 +189,7 @@ def _unit(pool: Array) -> Array:
     return (pool - pool.mean()) / scale if scale else np.zeros(max(len(pool), 1))
 
 
-def _tangent(fit: Estimate, groups: Grouped) -> Array:
+def tangent(fit: Estimate, groups: Grouped) -> Array:
     """Orthonormal basis [runs, at most P] of the tangent plane of the law, rows times the root of their weight."""
     theta = fit.least_squares
     inside = (theta > fit.problem.lower) & (theta < fit.problem.upper)
@@ -200,7 +200,7 @@ def _tangent(fit: Estimate, groups: Grouped) -> Array:
 
 def _residual_mean_square(fit: Estimate, groups: Grouped, between: Array) -> Array:
     """Residual mean square [n] that a least-squares fit would leave of noise [n, configurations]."""
-    basis, root = _tangent(fit, groups), np.sqrt(groups.weights)
+    basis, root = tangent(fit, groups), np.sqrt(groups.weights)
     noise = between[:, groups.config] * root
     left = (noise - (noise @ basis) @ basis.T) / root
     return np.asarray((groups.by_config(left) ** 2).sum(axis=1) / fit.degrees_of_freedom)

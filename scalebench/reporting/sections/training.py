@@ -21,6 +21,7 @@ from scalebench.reporting.sentences import (
     held_out_sentence,
     law_sentence,
     series_sentences,
+    streak_sentence,
 )
 
 TEMPLATE = Path(__file__).with_name("training.html.j2")
@@ -48,7 +49,7 @@ METHODS = (
 def details(series: Series) -> tuple[str, ...]:
     """Return what one series found, beyond how its loss changed."""
     costs = (cost_sentence(series, "step_time"), cost_sentence(series, "memory"))
-    return law_sentence(series), far_sentence(series), held_out_sentence(series), *costs
+    return law_sentence(series), streak_sentence(series), far_sentence(series), held_out_sentence(series), *costs
 
 
 SECTION = StudySection(
