@@ -142,6 +142,9 @@ def test_list_shows_every_kind_of_name(command) -> None:
     assert {"gpt", "mlp", "linear"} <= set(output["families"])
     assert "gpt3-175b" in output["families"]["gpt"]["sizes"]
     assert "demo" in output["studies"]
+    assert set(json.loads(command("list", "laws", "--json")[1])) >= {"laws"}
+    assert not {"families", "studies"} & set(json.loads(command("list", "laws", "--json")[1]))
+    assert "did you mean 'laws'?" in "".join(map(str, command("list", "law")))
     text = command("list")[1]
     assert all(name in text for key, kind in output.items() if key != "command" for name in kind)
 

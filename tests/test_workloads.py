@@ -51,6 +51,7 @@ ELSEWHERE = {
     "a GPU": {
         "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "energy_j", "ptxas_version",
     },
+    "a family of a user's own file": {"family_sha256"},
     "float16, which needs a GPU": {"skipped_steps"},
     "a trial that fails": {"error_class", "error_message", "invalid_reason"},
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
