@@ -99,6 +99,25 @@ def test_import_circles_are_detected_in_functions_but_not_among_types(tmp_path: 
     assert set(circle(import_graph(files))) == {"shop.till", "shop.stock"}
 
 
+# A trial goes from the command line to the training loop in five calls, each into the next module. The third is into
+# another process: an engine forks it, or starts it as a program.
+CALLS = (
+    ("scalebench.cli.commands.sweeps", "execute", "scalebench.running.sweep"),
+    ("scalebench.running.sweep", "place", "scalebench.running.engines.local"),
+    ("scalebench.running.fork_server", "run_and_exit", "scalebench.running.worker"),
+    ("scalebench.running.worker", "run", "scalebench.workloads.training"),
+    ("scalebench.workloads.training_run", "train", "scalebench.workloads.loop"),
+)
+
+
+@pytest.mark.parametrize(("caller", "function", "module"), CALLS)
+def test_five_calls_from_the_command_line_to_the_training_loop(caller: str, function: str, module: str) -> None:
+    files = module_files(PACKAGES["scalebench"])
+    used = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(source_tree(files[caller]))}
+    defined = {node.name for node in source_tree(files[module]).body if isinstance(node, ast.FunctionDef)}
+    assert function in used & defined
+
+
 def test_at_most_twenty_rooms() -> None:
     rooms = [
         path for path in PACKAGES["scalebench"].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()

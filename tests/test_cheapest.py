@@ -92,7 +92,7 @@ def test_what_no_law_reaches_within_the_limits_is_refused_with_the_limit_that_it
     assert not answer.candidates
     measured, predicted = answer.refused
     assert measured.reason == "no configuration is within the limits of bytes and time"
-    assert predicted.what == "base unchanged"
+    assert predicted.models == "base unchanged"
     assert predicted.reason.endswith("ms, above 0.001 ms")
     assert "stays above 1 nats" in find_cheapest(only, Limits(1.0)).refused[1].reason
     shared = find_cheapest(only.assign(latency=np.nan), Limits(loss_of(12_000), latency=1.0)).refused

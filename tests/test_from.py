@@ -27,32 +27,32 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "optimizer"),
-    [("gpt", "adamw"), ("gpt", "muon"), ("bert", "lion"), ("mlp", "momentum")],
+    ("family", "optimizer", "steps"),
+    [("gpt", "adamw", 50), ("gpt", "muon", 15), ("bert", "lion", 15), ("mlp", "momentum", 15)],
 )
-def test_twice_15_steps_with_optimizer_state_are_30_steps_bit_by_bit(
-    tmp_path: Path, family: str, optimizer: str
+def test_a_run_continued_with_its_optimizer_state_is_one_run_of_all_steps_bit_by_bit(
+    tmp_path: Path, family: str, optimizer: str, steps: int
 ) -> None:
     """Weights, losses, optimizer state and the state of the random number generators."""
     text = PARENT.replace('"gpt"', f'"{family}"').replace("params = 3000", "params = 5000")
-    settings = [f"train.optimizer={optimizer}", "train.steps=15", "data.validation_samples=8"]
+    settings = [f"train.optimizer={optimizer}", f"train.steps={steps}", "data.validation_samples=8"]
     if family == "mlp":
         text = text.replace("sequence_length = 16\n", "")
     (first,) = trained(tmp_path, text, *settings)
-    (second,) = trained(tmp_path, CONTINUED, "train.steps=15")
-    (whole,) = trained(tmp_path, text, *settings, "name=whole", "train.steps=30")
-    assert (first["first_step"], second["first_step"], whole["first_step"]) == (0, 15, 0)
+    (second,) = trained(tmp_path, CONTINUED, f"train.steps={steps}")
+    (whole,) = trained(tmp_path, text, *settings, "name=whole", f"train.steps={2 * steps}")
+    assert (first["first_step"], second["first_step"], whole["first_step"]) == (0, steps, 0)
     for name in ("weights.safetensors", "state.safetensors"):
         ours, theirs = (load_file(Path(row["attempt_dir"]) / name) for row in (second, whole))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     losses = store.read_steps(whole["attempt_dir"])["train_loss_nats"].tolist()
-    assert store.read_steps(first["attempt_dir"])["train_loss_nats"].tolist() == losses[:15]
-    assert store.read_steps(second["attempt_dir"])["train_loss_nats"].tolist() == losses[15:]
-    assert store.read_steps(second["attempt_dir"])["step"].tolist() == list(range(15, 30))
+    assert store.read_steps(first["attempt_dir"])["train_loss_nats"].tolist() == losses[:steps]
+    assert store.read_steps(second["attempt_dir"])["train_loss_nats"].tolist() == losses[steps:]
+    assert store.read_steps(second["attempt_dir"])["step"].tolist() == list(range(steps, 2 * steps))
     assert second["validation_loss_nats"] == whole["validation_loss_nats"] != first["validation_loss_nats"]
     assert second["samples_seen"] == whole["samples_seen"] == 2 * first["samples_seen"]
-    assert second["parent_flops"] + 15 * second["flops_per_step"] == 30 * whole["flops_per_step"]
+    assert second["parent_flops"] + steps * second["flops_per_step"] == 2 * steps * whole["flops_per_step"]
 
 
 def test_a_child_inherits_family_model_and_data_and_records_its_parent(copied: Path) -> None:

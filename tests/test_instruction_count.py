@@ -10,6 +10,7 @@ import machine_code
 import ptx_code
 import pytest
 import sass
+import tuning_optimizer
 
 SASS = """
 .L_x_1:
@@ -57,3 +58,20 @@ def test_adam_with_eight_bit_state_keeps_its_limit_and_a_lower_one_is_missed() -
     assert "instructions per element in the main loop; 50 allowed" in failure
     lost = dataclasses.replace(code, loop_instructions=0)  # a loop that is not found is not a loop of no instructions
     assert machine_code.failures(adam, 90, lost)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize(("name", "blocks_ahead"), [("2 stages", 1), ("3 stages", 2)])
+def test_adam_with_copies_ahead_has_room_for_them_and_does_not_spill(name: str, blocks_ahead: int) -> None:
+    from scalekernels.optimizer import compilations
+
+    (adam,) = [configuration for configuration in compilations(90) if configuration.label == "adam bfloat16 state int8"]
+    constants = {key: value for key, value in tuning_optimizer.SHAPES[name].items() if key.isupper()}
+    options = {key: value for key, value in tuning_optimizer.SHAPES[name].items() if key not in constants}
+    changed = dataclasses.replace(adam, constants=adam.constants | constants, options={**adam.options, **options})
+    code = compile_ahead.figures(changed, 90, compile_ahead.CACHE)
+    assert (code.spill_store_bytes, code.spill_load_bytes, code.stack_bytes) == (0, 0, 0)
+    block_bytes = 1024 * (2 + 2 + 1 + 1) + 1024 // 256 * (4 + 4)  # parameters, gradients, both states, their scales
+    assert code.shared_bytes == 2 * blocks_ahead * block_bytes  # of each of the two roundings, one of which runs
+    assert code.registers * 128 * 6 <= 65536  # six programs on a multiprocessor

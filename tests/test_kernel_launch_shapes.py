@@ -93,6 +93,13 @@ def test_the_candidates_of_a_kernel_are_timed_and_the_fastest_right_one_wins(tmp
     assert all(len(row["samples_s"]) == tuning.ROUNDS for row in rows)
 
 
+@pytest.mark.parametrize("name", [name for name, changes in tuning_optimizer.SHAPES.items() if changes])
+def test_every_shape_computes_the_same_bits(name: str) -> None:
+    """As far as the interpreter knows them: it has neither registers, warps nor copies ahead."""
+    changes = {key: value for key, value in tuning_optimizer.SHAPES[name].items() if key.isupper()}
+    assert tuning_optimizer.difference([(2 * kernels.CHUNK + 700,)], "cpu", changes) is None
+
+
 def test_a_shape_that_computes_something_else_is_seen() -> None:
     assert "parameters differ" in str(tuning_optimizer.difference(SHAPES[:1], "cpu", {"ROUNDS": False}))
     assert tuning_optimizer.difference(SHAPES[:1], "cpu", {}) is None

@@ -51,7 +51,8 @@ MUTATIONS = {
     "clip coefficient dropped": (preparation, "sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),
     "chunks of the norm overwritten": (preparation, "tl.store(partials + done + program", "tl.store(partials + done"),
     "second half of a chunk skipped": (
-        optimizer_kernels, "range(0, CHUNK, BLOCK):\n        if", "range(0, BLOCK, BLOCK):\n        if"),
+        optimizer_kernels, "in tl.range(0, CHUNK, BLOCK", "in tl.range(0, BLOCK, BLOCK",
+    ),
 }  # fmt: skip
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import planted_results
 
+from scalebench.cli.app import main
 from scalebench.data import DataError, open_source
 from scalebench.laws import LAWS
 from scalebench.running.claims import last_claim
+from scalebench.store import read_results
 from scalebench.study.file import idle_exclusions, parse_study
 from scalebench.workloads import WORKLOADS
 
@@ -62,6 +67,7 @@ def test_a_home_folder_of_nobody_is_a_line() -> None:
         open_source("text:~nobody-of-this-name/x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [("0", "1", "1"), ("1", "nan", "1"), ("1", "1", "inf"), ("-1", "1", "1")])
 def test_ceilings_are_positive_numbers(command, rates: tuple[str, ...]) -> None:
     code, _, error = command("plan", "gpu-speed", "--speed", "--ceilings", *rates)
@@ -117,3 +123,81 @@ def test_a_changed_fit_is_one_line(command, fitted: Path, tmp_path: Path, change
 
 def test_a_fit_that_nobody_changed_predicts(command, fitted: Path) -> None:
     assert command("predict", fitted, "--params", "1e9")[0] == 0
+
+
+@pytest.mark.parametrize("value", [1e308, 1e-320, 1e101])
+def test_points_whose_products_overflow_are_refused_by_place(command, tmp_path: Path, value: float) -> None:
+    rows = "\n".join(f"{size:g},{loss}" for size, loss in zip([1e6, 1e7, 1e8, 1e9], [4, 3, value, 2.5], strict=True))
+    (tmp_path / "points.csv").write_text(f"params,loss\n{rows}\n")
+    code, _, error = command("fit", "points.csv", "--law", "power")
+    assert code == 2
+    assert "points.csv, line 4, column 'loss': " in error
+    assert "beyond 1e-100 to 1e+100" in error
+
+
+@pytest.mark.slow
+def test_refits_whose_derivatives_overflow_end_without_an_error() -> None:
+    """Losses of small models that hardly fall, measured: some refits of their bootstrap run to the end of the range."""
+    from scalebench import fit
+
+    losses = [
+        (1.6632355504137792, 1.89309392724418), (1.373851650510491, 1.5388465206354842),
+        (1.48386811207423, 1.8634031965394167), (1.2905139018778644, 1.4025314718419888),
+        (1.3290226126317066, 1.4099661130477703),
+    ]  # fmt: skip
+    sizes = np.repeat([103, 313, 1027, 3163, 10071], 4).astype(float)
+    points = {"params": sizes, "loss": np.array([[*pair, *pair] for pair in losses]).ravel()}
+    with pytest.warns(UserWarning, match="repeat an earlier one"):
+        fitted = fit(points, "power")
+    with np.errstate(invalid="raise"):
+        assert all(np.isfinite(row.predicted) for row in fitted.backtest("rolling").forecasts)
+
+
+@pytest.mark.slow
+def test_a_copy_of_an_attempt_counts_once(tmp_path: Path) -> None:
+    planted_results(tmp_path / "r")
+    shutil.copytree(tmp_path / "r", tmp_path / "copy")
+    shutil.copytree(tmp_path / "r" / "planted", tmp_path / "r" / "planted-backup")
+    alone = read_results(tmp_path / "copy").frame
+    for paths in ((tmp_path / "r",), (tmp_path / "copy", tmp_path / "r")):
+        frame = read_results(*paths).frame
+        assert sorted(frame["attempt"]) == sorted(alone["attempt"])
+        assert frame.index.is_unique
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("parms = 10", "did you mean 'params'?"), ("params = 1e300", "model.params"), ("params = 1e16", "model.params"),
+        ("params = 10\n[train]\nflops = 1e30", "train.flops: 1e+30 takes "),
+        ("params = 10\n[train]\ntokens_per_param = 1e300", "train.tokens_per_param: 1e+300 takes "),
+    ],
+)  # fmt: skip
+def test_sizes_and_budgets_beyond_all_that_is_trained_are_refused(command, study_file: Path, line, message) -> None:
+    study_file.write_text(f'schema = 1\nname = "x"\n[model]\nfamily = "linear"\n{line}\n')
+    code, _, error = command("plan", study_file)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.parametrize("budget", ["inf", "nan", "0", "1e-300", "1e60"])
+def test_a_budget_is_a_number_of_flops(command, budget: str) -> None:
+    code, _, error = command("optimal", "points.csv", "--budget", budget)
+    assert code == 2
+    assert "--budget" in error
+
+
+def test_a_value_that_is_given_twice_is_an_error(command, fitted: Path) -> None:
+    code, _, error = command("next", fitted, "--predict", "params=1e9,params=1e10")
+    assert code == 2
+    assert "params is given twice" in error
+
+
+def test_closed_standard_streams_are_replaced(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as end:
+        main(["list"])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert end.value.code == 0

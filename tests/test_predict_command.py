@@ -64,7 +64,7 @@ def test_other_data_scale_time_and_compute_and_refuse_the_loss(command, tmp_path
         assert ten[name]["high"] == pytest.approx(10 * once[name]["high"])
     assert ten["memory"] == once["memory"]
     assert ten["validation_loss"]["value"] is None
-    assert "every trial saw 1.024e+06 tokens" in ten["validation_loss"]["reason"]
+    assert "every trial saw 1,024,000 tokens" in ten["validation_loss"]["reason"]
 
 
 @pytest.mark.slow

@@ -79,3 +79,22 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch) -> None:
     inspect.signature(scalebench.report).bind(*ast.literal_eval(report.strip()))
     assert code.count("scalebench.run(study") == 1
     exec(compile(code.replace("scalebench.run(study", "print(study.name"), "README.md", "exec"), {})
+
+
+def test_the_operation_of_the_kernels_readme_is_compared(tmp_path: Path) -> None:
+    """Loaded as `compare` loads it; every provider but the compiled one against the file's own float64 results."""
+    from scalebench.comparison.operations import load_operation
+
+    text = (Path(__file__).parents[1] / "kernels" / "README.md").read_text()
+    path = tmp_path / "swiglu.py"
+    path.write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[-1])
+    module = load_operation(str(path)).module
+    for case in module.CASES:
+        tensors = module.inputs(case)
+        right = module.results(case, tensors, False)["y"]
+        assert right.shape == (case.rows, case.hidden)
+        for name in ("eager", "one-product"):
+            made = module.providers()[name].prepare(case, tensors, False)()["y"]
+            assert (made - right).abs().max() < 1e-6
+        counted = module.cost(case, False)
+        assert counted.flops >= 2 * 2 * case.rows * case.width * case.hidden

@@ -217,7 +217,7 @@ def test_a_header_with_the_token_count_is_understood(tmp_path: Path) -> None:
     assert open_source(f"tokens:{tmp_path}").training_tokens(0.0) == 100
     (tmp_path / "a.bin").write_bytes(header.tobytes() + np.arange(90, dtype="<u2").tobytes())
     open_source.cache_clear()
-    with pytest.raises(DataError, match=r"a.bin: .* header says 100 tokens: truncated"):
+    with pytest.raises(DataError, match=r"a.bin: .* 100 tokens: truncated"):
         open_source(f"tokens:{tmp_path}")
 
 

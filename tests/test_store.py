@@ -130,7 +130,8 @@ def test_copying_folders_merges_results(tmp_path: Path) -> None:
     attempt(tmp_path / "two", "b")
     shutil.copytree(tmp_path / "two", tmp_path / "one", dirs_exist_ok=True)
     assert store.load_results(tmp_path / "one")["trial_id"].tolist() == ["a", "b"]
-    assert len(store.load_results(tmp_path / "one", tmp_path / "two")) == 3
+    merged = store.load_results(tmp_path / "one", tmp_path / "two")
+    assert merged["trial_id"].tolist() == ["a", "b"]  # the attempt at b is in both folders, and is one run
 
 
 def test_a_study_folder_and_the_results_folder_both_serve(tmp_path: Path) -> None:

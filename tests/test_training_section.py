@@ -150,6 +150,10 @@ def test_best_over_keeps_the_best_and_names_an_edge() -> None:
     assert best.groupby("params")["learning_rate"].unique().map(list).to_dict() == {10: [0.1], 20: [0.3]}
     assert len(notes) == 1
     assert "0.3, is the largest tried" in notes[0]
+    _, notes = best_over(prepare(pd.DataFrame(rows)), ["seed"], PARAMETERS)  # the first of two at both sizes
+    assert [note.partition("; ")[0] for note in notes] == [
+        "seed: the best value at 2 of 2 sizes, 0, is the smallest tried"
+    ]
 
 
 def test_a_trial_with_an_infinite_loss_keeps_the_curves(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ ELSEWHERE = {
     "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
     "one of several trials that are trained together": {"ensemble_size", "ensemble_time_s"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
+    "a family from a file of the user's": {"family_sha256"},
     "a family with such a task": {
         "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",
         "metric_nsp_loss_nats", "metric_mlm_accuracy",

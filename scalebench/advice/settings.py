@@ -19,8 +19,8 @@ def unmodelled(
 
     `settings` are the other columns of a table, each [n], `sweep` [n] numbers the rows' sweeps and `optimised` are the
     swept columns. A setting whose values occur in several rows of a sweep, as those of a grid do, changes the loss
-    without being in the law; not so a column that is unique in each row (a result, the name of a run), one that follows
-    a swept column one to one (a rate in another unit), or the names in `REPLICATES`.
+    without being in the law. Exempt are a column that is unique in each row (a result, the name of a run), one that
+    follows a swept column one to one (a rate in another unit), and the names in `REPLICATES`.
     """
     numbered, swept = np.asarray(sweep), [_codes(column) for column in optimised]
     varied = {}

@@ -67,10 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no measured model within the limits, or no predicted one of a kind (``what``)."""
+    """Why there is no measured model within the limits, or no predicted one among ``models`` of one kind."""
 
     basis: str
-    what: str
+    models: str
     reason: str
 
 

@@ -202,7 +202,7 @@ def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:
         all_params += float(np.exp(height) * params**slope)
     result = predicted(series.checkpoint, all_params, "checkpoint", "B")
     return (
-        replace(result, basis=f"{all_params:.4g} parameters with embeddings; {result.basis}")
+        replace(result, basis=f"{all_params:,.0f} parameters with embeddings; {result.basis}")
         if result.value
         else result
     )
@@ -213,7 +213,9 @@ def _over_steps(step: PredictedQuantity, steps: float | None, quantity: str, uni
     if steps is None:
         reason = "the number of steps is open: give --tokens, or trials of one batch size"
         return PredictedQuantity(quantity, unit, reason=reason)
-    return step.times(steps, quantity, unit, f"{steps:,.0f} steps of it; {step.basis}" if step.value else "")
+    return step.times(
+        steps, quantity, unit, f"that of a step, times {steps:,.0f} steps; {step.basis}" if step.value else ""
+    )
 
 
 def _data(recipe: Recipe, amount: float | None, *, requested: bool) -> PredictedQuantity:

@@ -156,6 +156,8 @@ def precision_law(study: StudyAnalysis) -> Trend:
     rows = rows[rows["bits"].isin(lost[lost].index)]
     if rows.empty:
         return Trend(None, "no number of simulated bits, 2 or more, adds to the loss of every model")
+    if not (rows["data"] > 0).all():
+        return Trend(None, "it needs the data that each model was trained on, which the parents do not record")
     columns = {"params": rows[N], "tokens": rows["data"], "bits": rows["bits"], "loss_added": rows["added"]}
     try:
         return determined(fit({**columns, "config": rows["run"].astype(str)}, LAW, loss="squares"))

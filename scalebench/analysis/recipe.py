@@ -39,7 +39,7 @@ class Recipe:
         if not self.known:
             return f"{self.unit} that were not recorded"
         if self.fixed is not None:
-            return f"{self.fixed:.4g} {self.unit}"
+            return f"{self.fixed:,.0f} {self.unit}"
         return f"{self.unit} that vary" if self.varies else f"{self.per_parameter:.4g} {self.unit} per parameter"
 
     @property

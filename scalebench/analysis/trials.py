@@ -170,12 +170,13 @@ def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxi
 def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep, at each size, the trials of the tuned values with the lowest mean loss.
 
-    The second value has a line for each size at which the best value is the smallest or largest tried.
+    The second value has a line for each axis and end: at which sizes the best value is the smallest or largest tried.
     """
     axes = [axis for axis in axes if axis in trials]
     if not axes or trials.empty:
         return trials, ()
-    parts, notes = [], []
+    parts: list[pd.DataFrame] = []
+    at_ends: dict[tuple[str, str, Any], list[float]] = {}
     for size, group in trials.groupby(x.column):
         means = group.groupby(axes, dropna=False)[LOSS].mean()
         if means.isna().all():
@@ -188,8 +189,16 @@ def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[p
             tried = sorted(group[axis].dropna().unique())
             if len(tried) > 1 and value in (tried[0], tried[-1]):
                 end = "smallest" if value == tried[0] else "largest"
-                notes.append(f"{axis}: the best value at {size:,.0f} {x.noun}, {value:g}, is the {end} tried")
-    return (pd.concat(parts) if parts else trials.iloc[:0]), tuple(notes)
+                at_ends.setdefault((axis, end, value), []).append(float(str(size)))
+    notes = tuple(_at_end(*found, sizes, len(parts), x) for found, sizes in at_ends.items())
+    return (pd.concat(parts) if parts else trials.iloc[:0]), notes
+
+
+def _at_end(axis: str, end: str, value: Any, sizes: Sequence[float], tuned: int, x: SizeAxis) -> str:
+    """Return a warning that the best value of an axis is the smallest or largest tried, at these of the tuned sizes."""
+    where = f"{sizes[0]:,.0f} {x.noun}" if len(sizes) == 1 else f"{len(sizes)} of {tuned} sizes"
+    further = "smaller" if end == "smallest" else "larger"
+    return f"{axis}: the best value at {where}, {value:g}, is the {end} tried; a {further} one may do better"
 
 
 def means_per_size(usable: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, Parameter, validators
@@ -28,6 +29,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and can be continued
 )
 
+STDERR = 2  # the last of the standard streams' descriptors
 OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
 # Plans and records are many objects without cycles: at Python's own thresholds, a tenth of the time of a command on
 # 10,000 trials goes into looking for some.
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0 done, 1 some trial not ok, 2 usage, invalid input or full disk, 3 interrupted (the same command continues).
     """
+    _open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     gc.set_threshold(*COLLECT_AFTER)
@@ -74,6 +77,16 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         print("\n".join(counted(str(error).splitlines())), file=sys.stderr)
         return USAGE
     return code if isinstance(code, int) else OK
+
+
+def _open_closed_streams() -> None:
+    """Open the null device where a standard stream is closed (``>&-``), so that no file takes its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(descriptor)
+    null = Path(os.devnull)
+    sys.stdout = sys.stdout or null.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or null.open("w", encoding="utf-8")
 
 
 def _discard_output() -> None:

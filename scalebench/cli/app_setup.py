@@ -12,6 +12,7 @@ from scalebench.cli.options import RESULTS, Json, ResultsOption
 from scalebench.comparison.options import OPERATION_MODULES, Options
 
 IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
+KIND_HELP = "List only these: workloads, families, studies, laws, optimizers or sources."
 COLUMNS_HELP = "List the columns of trials and comparisons: name, unit, meaning, and the workloads that have it."
 OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
@@ -33,11 +34,17 @@ def compare(
     return run_compare(operation, options, imports, results, as_json=as_json)
 
 
-def list_(*, columns: Annotated[bool, Parameter(negative=(), help=COLUMNS_HELP)] = False, as_json: Json = False) -> int:
+def list_(
+    kind: Annotated[str | None, Parameter(help=KIND_HELP)] = None,
+    /,
+    *,
+    columns: Annotated[bool, Parameter(negative=(), help=COLUMNS_HELP)] = False,
+    as_json: Json = False,
+) -> int:
     """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns."""
     from scalebench.cli.commands.catalogue import show_catalogue, show_columns
 
-    return (show_columns if columns else show_catalogue)(as_json=as_json)
+    return show_columns(as_json=as_json) if columns else show_catalogue(kind, as_json=as_json)
 
 
 def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:

@@ -70,8 +70,8 @@ def _files(prefix: str, suffix: str) -> dict[str, str]:
     (A shell ends a single match with a space, which is wrong after a folder.)
     """
     folder, slash, start = prefix.rpartition("/")
-    here = Path(folder + slash)
-    matching = [path for path in (here.iterdir() if here.is_dir() else ()) if path.name.startswith(start)]
+    parent = Path(folder + slash)
+    matching = [path for path in (parent.iterdir() if parent.is_dir() else ()) if path.name.startswith(start)]
     matching = [path for path in matching if path.suffix == suffix or (path.is_dir() and path.name[0] != ".")]
     if len(matching) == 1:
         matching += matching[0].glob(f"*{suffix}")

@@ -58,7 +58,7 @@ def say_exactly(*lines: str) -> None:
 
 
 def warn(*lines: str) -> None:
-    """Print lines to standard error, broken between words on a terminal and whole elsewhere, for who searches them."""
+    """Print lines to standard error, broken between words on a terminal, whole elsewhere, to be searchable."""
     for line in lines:
         print("\n".join(wrapped(line, width())) if sys.stderr.isatty() else line, file=sys.stderr)
 

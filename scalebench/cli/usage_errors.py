@@ -20,7 +20,7 @@ KINDS = {int: "a whole number", float: "a number such as 7e9, 124M or 300B"}
 
 
 def usage_line(error: CycloptsError, commands: Sequence[str]) -> str:
-    """Return the line for a command line that cannot be read: which command, what is wrong, where help is."""
+    """Return the line for a command line that cannot be read: the command, the error, and how to get help."""
     name = " ".join(["scalebench", *(error.command_chain or ())])
     if isinstance(error, UnknownOptionError) and error.token.value.startswith("--results"):
         return f"{name}: no option --results; name the folder alone: {name} FOLDER (see {name} --help)"

@@ -164,8 +164,8 @@ class CudaClock:
     def _event_timer(self, work: Work, calls: int, refusal: str, pool: Pool | None) -> Timer:
         delay_s = self._delay(work)
         launched = f"launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
-        how = f"events around each of {number_of(calls, 'call')} {launched}"
-        method = f"{how}, {self._before(pool)}; no CUDA graph: {refusal}"
+        events = f"events around each of {number_of(calls, 'call')} {launched}"
+        method = f"{events}, {self._before(pool)}; no CUDA graph: {refusal}"
 
         def take() -> float:
             return sum([self._sample(work, delay_s, pool) for _ in range(calls)]) / calls

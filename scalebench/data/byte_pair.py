@@ -45,8 +45,10 @@ class BytePairs(Corpus):
     @property
     def sha256(self) -> str:
         """SHA-256 of the text's SHA-256 and the encoding."""
-        how = f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version('tokenizers')}"
-        return hashlib.sha256(how.encode()).hexdigest()
+        settings = (
+            f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version('tokenizers')}"
+        )
+        return hashlib.sha256(settings.encode()).hexdigest()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -59,8 +59,8 @@ class Glyphs(Images):
     @property
     def sha256(self) -> str:
         """SHA-256 of the stencils and the drawing parameters."""
-        how = f"glyphs-v1 {_ROTATION_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
-        return hashlib.sha256(how + atlas().tobytes()).hexdigest()
+        settings = f"glyphs-v1 {_ROTATION_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
+        return hashlib.sha256(settings + atlas().tobytes()).hexdigest()
 
     def training_images(self, validation_fraction: float) -> None:  # noqa: ARG002
         """Return None: images never repeat."""

@@ -97,7 +97,8 @@ def _check_types(family: Family, fixed: Mapping[str, Any]) -> None:
     known = _field_types(family.Config)
     for name, value in fixed.items():
         if name not in known:
-            raise InputError(f"{name}: {unknown(name, list(known)).replace('unknown', 'unknown key', 1)}")
+            keys = ["params", "size", *known]  # and family, which is known here
+            raise InputError(f"{name}: {unknown(name, keys).replace('unknown', 'unknown key', 1)}")
         if known[name] is int and (type(value) is not int or value < 1):
             raise InputError(f"{name}: expected a positive whole number (given {value!r})")
         if known[name] is float and (type(value) not in (int, float) or not 0 <= value < math.inf):

@@ -92,7 +92,7 @@ class Dial(Generic[C]):
     widths: Steps
     hint: str
     hiddens: Steps = field(default_factory=lambda: HIDDEN_STEPS)
-    what: str = "non-embedding parameters"
+    counted: str = "non-embedding parameters"
 
     def config_for(self, params: float, **fields: Any) -> C:
         """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
@@ -106,4 +106,4 @@ class Dial(Generic[C]):
         if "hidden" not in fields:
             config = with_hidden(config, params, self.size, self.hiddens)
         shape = f"{self.family} (depth {depth}, width {width})"
-        return within_tolerance(config, params, self.size(config), shape, self.hint, self.what)
+        return within_tolerance(config, params, self.size(config), shape, self.hint, self.counted)

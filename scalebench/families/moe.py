@@ -88,7 +88,7 @@ DIAL = Dial(
     WIDTH_STEPS,
     "sizes from about 10,000 are possible when no other field is given",
     hiddens=_HIDDEN_STEPS,
-    what="active non-embedding parameters",
+    counted="active non-embedding parameters",
 )
 config_for = DIAL.config_for
 

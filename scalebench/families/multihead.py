@@ -1,7 +1,4 @@
-"""Attention that several families share: the operator, and a multi-head layer whose heads share the width exactly.
-
-Legend: B batch, T queries, S keys and values, C width, H heads, D = C / H head dimension.
-"""
+"""Attention of several heads that share a width exactly: the check of a Config, and the FLOPs."""
 
 from __future__ import annotations
 

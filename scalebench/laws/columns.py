@@ -12,6 +12,8 @@ from scalebench.laws.forms import Array, FitRefused, Law
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # C = 6ND: 2 FLOPs forward and 4 backward (Kaplan et al. 2020, section 2.1)
 
+LARGEST = 1e100  # of a value, and one over it the smallest: products and squares of others overflow
+
 
 class Columns(Protocol):
     """Columns by name, each [n]: a mapping or a pandas DataFrame."""
@@ -24,8 +26,8 @@ class Columns(Protocol):
 
 
 def usable(values: Array) -> NDArray[np.bool_]:
-    """Which values, shape [n], are positive and finite."""
-    return np.asarray(np.isfinite(values) & (values > 0))
+    """Which values, shape [n], are positive and finite, and no further than ``LARGEST`` from 1."""
+    return np.asarray((values >= 1 / LARGEST) & (values <= LARGEST))
 
 
 def positive_columns(
@@ -69,7 +71,7 @@ def _column(columns: Columns, name: str, alias: str | None) -> Array:
     if wrong.size:
         raise FitRefused(
             f"column {key!r}, row {wrong[0]} (counted from 0) is {raw[wrong[0]]!s}; it needs a positive finite number "
-            f"({wrong.size} of {len(raw)} rows are not): drop or correct them"
+            f"of {1 / LARGEST:g} to {LARGEST:g} ({wrong.size} of {len(raw)} rows are not): drop or correct them"
         )
     return values
 

@@ -144,9 +144,9 @@ class Fit(Estimate):
         try:
             boot = self._default_bootstrap
             intervals = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}
-            method, reason_for_method = boot.method, boot.reason
+            method, method_reason = boot.method, boot.reason
         except FitRefused as reason:
-            intervals, method, reason_for_method = dict.fromkeys(self.parameters), f"refused: {reason}", ""
+            intervals, method, method_reason = dict.fromkeys(self.parameters), f"refused: {reason}", ""
         counts = ("starts_agreeing", "starts", "n_points", "n_configurations", "degrees_of_freedom")
         return {
             "law": self.law.name,
@@ -154,7 +154,7 @@ class Fit(Estimate):
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
-            "interval_reason": reason_for_method,
+            "interval_reason": method_reason,
             "refits": asdict(self.refits),
             "lack_of_fit": self._lack_of_fit_summary(),
             "objective": _finite(self.objective),

@@ -140,6 +140,7 @@ def _rounding(problem: Problem, batch: int) -> Array:
 def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: Array) -> tuple[Array, Array]:
     """Damped Newton step [batch, P] and its predicted decrease [batch]."""
     gradient, newton, majorant = problem.derivatives(theta, width, terms)
+    overflown = _clear_overflow(gradient, newton, majorant)
     blocked = (
         ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
     )
@@ -149,7 +150,8 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     scaled = majorant * (scale[:, :, None] * scale[:, None, :])
     _diagonal(scaled)[:] += 1e-14 + blocked  # blocked rows are zero in both matrices
     if len(theta) < MANY:
-        return _turned_step(gradient, newton, scaled, scale, damping)
+        step, decrease = _turned_step(gradient, newton, scaled, scale, damping)
+        return step, np.where(overflown, np.inf, decrease)
     curved = newton * (scale[:, :, None] * scale[:, None, :])
     _diagonal(curved)[:] += blocked
     step, decrease, convex = _convex_step(gradient * scale, curved, scaled, damping)
@@ -157,7 +159,20 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     if not convex.all():
         left = np.flatnonzero(~convex)
         step[left], decrease[left] = _turned_step(*(each[left] for each in (gradient, newton, scaled, scale, damping)))
-    return step, decrease
+    return step, np.where(overflown, np.inf, decrease)
+
+
+def _clear_overflow(*derivatives: Array) -> NDArray[np.bool_]:
+    """Set to 0 the derivatives, each [batch, …], of the rows of which any overflows, and return those rows, [batch].
+
+    No step leads from there, and a predicted decrease of infinity keeps the row from counting as converged.
+    """
+    finite = [np.isfinite(each).reshape(len(each), -1).all(axis=1) for each in derivatives]
+    overflown = ~np.logical_and.reduce(finite)
+    if overflown.any():
+        for each in derivatives:
+            each[overflown] = 0.0
+    return overflown
 
 
 def _turned_step(gradient: Array, newton: Array, scaled: Array, scale: Array, damping: Array) -> tuple[Array, Array]:

@@ -14,6 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B and G are both 10^9
+# The unit of a count at the end of its column's name: "Params (M)", "tokens [billions]", "size (in millions)".
+HEADER_UNIT = re.compile(
+    r"[(\[] *(?:in )? *(k|thousands?|m|millions?|b|bn|billions?|t|trillions?) *[)\]] *$", re.IGNORECASE
+)
 Mark = Literal[".", ","]  # what separates the whole part of a number from its decimals
 
 _SIGN, _EXPONENT = r"[+-]?", r"(?:[eE][+-]?\d+)?"
@@ -62,6 +66,16 @@ def byte_count(text: str) -> float:
     if text.endswith("B") and not text.endswith(tuple(BYTES)):
         raise ValueError(f"{text!r} may be bytes or 10^9 of them; write the number alone, or with G")
     return number_with_unit(text, BYTES)
+
+
+def header_unit(name: str) -> float:
+    """Return the unit that the name of a column of counts ends in: 1e6 of "Params (M)"; 1 without one."""
+    match = HEADER_UNIT.search(name)
+    return _named_unit(match[1].lower()) if match else 1.0
+
+
+def _named_unit(unit: str) -> float:
+    return 1e3 if unit.startswith("th") else SUFFIXES[unit[0]]
 
 
 def mark_of(cells: Iterable[str]) -> Mark | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
-from scalebench.laws.columns import usable
+from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
 from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
 from scalebench.points.files import frame_batch, open_table
@@ -36,6 +36,7 @@ MARKED = r",|\.\d+\."  # in cells whose decimal mark is worth a look
 CONFIG = "config"  # a role of text: it names the independent configuration of a row
 LAST_OF = "last of"  # a role of text that is read, but not returned: the run whose last row is wanted
 TEXTS = (CONFIG, LAST_OF)
+COUNTED = ("params", "tokens", "flops")  # roles whose header may have a unit, as in "Params (M)"
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,20 @@ def read_columns(
         last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
         joined = {role: column[last] for role, column in joined.items()}
     roles = {role: name for role, name in columns.items() if role != LAST_OF}
-    points = PointTable(path, joined, roles, where, table.note)
+    points = PointTable(
+        path, joined, roles, where, "; ".join([*([table.note] if table.note else []), *unit_notes(roles)])
+    )
     _check_constant(points)
     return points
+
+
+def unit_notes(columns: Mapping[str, str]) -> list[str]:
+    """Return a line for each column of counts that is read in the unit of its header (role -> column name)."""
+    return [
+        f"column {name!r} in units of {numerals.header_unit(name):,.0f}"
+        for role, name in columns.items()
+        if role in COUNTED and numerals.header_unit(name) != 1
+    ]
 
 
 def read_texts(path: Path, names: Sequence[str], where: str | None = None) -> dict[str, NDArray[Any]]:
@@ -210,6 +222,7 @@ def _values(
             place, text = table.locate(rows_before + int(np.flatnonzero(mask)[wrong[0]]), name)
             more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
             lines.append(f"{table.path}, {place}, column {name!r}: {_fault(text)}; {_remedy(text, name)}{more}")
+        values[role] = values[role] * numerals.header_unit(name) if role in COUNTED else values[role]
     if lines:
         raise PointsError(lines)
     return values
@@ -223,8 +236,9 @@ def _fault(text: str) -> str:
         return f"{text.strip()[:40]!r} has a comma, a space or the like in it"
     if not _is_number(text):
         return f"{text[:40]!r} is not a number"
-    kind = "not finite" if not math.isfinite(float(text)) else "negative" if float(text) < 0 else "zero"
-    return f"{text.strip()} is {kind}"
+    value = float(text)
+    kind = "not finite" if not math.isfinite(value) else "negative" if value < 0 else "zero" if value == 0 else ""
+    return f"{text.strip()} is {kind or f'beyond {1 / LARGEST:g} to {LARGEST:g}'}"
 
 
 def _remedy(text: str, name: str) -> str:

@@ -92,7 +92,7 @@ class Outcome:
 def law_text(trend: Trend) -> str:
     """Return a fitted law with its parameters and their intervals, or the refusal with its reason.
 
-    A fit whose parameters are not determined, or have no intervals, is no result; of others, single parameters may not
+    A fit whose parameters are not determined, or have no intervals, is no result; in others, single parameters may not
     be determined and have no value here.
     """
     if trend.fit is None:

@@ -92,7 +92,7 @@ def conclusion(rows: Sequence[GrowthRow]) -> str:
     """Return in how many series time and memory grew more slowly than size, of those whose exponent has an interval."""
     slower, faster = [], []
     for name, growths in (("time", [row.time for row in rows]), ("memory", [row.memory for row in rows])):
-        known = [how for how in growths if how is not None and np.isfinite(how.high - how.low)]
+        known = [trend for trend in growths if trend is not None and np.isfinite(trend.high - trend.low)]
         if known:
             slower.append((name, f"{sum(map(_slower, known))} of {len(known)}"))
         if count := sum(map(_faster, known)):
@@ -106,12 +106,12 @@ def conclusion(rows: Sequence[GrowthRow]) -> str:
     return f"{head}{also} series whose exponent has an interval.{more}"
 
 
-def _slower(how: Growth) -> bool:
-    return how.high < 1
+def _slower(trend: Growth) -> bool:
+    return trend.high < 1
 
 
-def _faster(how: Growth) -> bool:
-    return how.low > 1
+def _faster(trend: Growth) -> bool:
+    return trend.low > 1
 
 
 def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
@@ -127,14 +127,14 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
     for i, (cost, shift) in enumerate((("time", -0.14), ("memory", 0.14))):
         style = series_style(i)
         grown = [(place + shift, getattr(row, cost)) for place, (_, row) in enumerate(lines) if row is not None]
-        grown = [(place, how) for place, how in grown if how is not None]
-        for place, how in grown:
-            low, high = np.clip([how.low, how.high], *EDGES)
+        grown = [(place, trend) for place, trend in grown if trend is not None]
+        for place, trend in grown:
+            low, high = np.clip([trend.low, trend.high], *EDGES)
             if np.isfinite(low) and np.isfinite(high):
                 marks.axes.hlines(place, low, high, color=style["color"], linewidth=1.4)
                 marks.drawn.add("bars")
-        titles = [f"{wholes[round(place)]}: {cost} ∝ N^{how.exponent:.2f}" for place, how in grown]
-        marks.draw(np.clip([how.exponent for _, how in grown], *EDGES), [place for place, _ in grown], titles,
+        titles = [f"{wholes[round(place)]}: {cost} ∝ N^{trend.exponent:.2f}" for place, trend in grown]
+        marks.draw(np.clip([trend.exponent for _, trend in grown], *EDGES), [place for place, _ in grown], titles,
                    **style, markersize=4.5, label=cost)  # fmt: skip
     marks.axes.axvline(1, color=MUTED, linestyle="--", linewidth=1.2)
     marks.axes.set_yticks(range(len(lines)), [label for label, _ in lines])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pandas.plotting import PlotAccessor
@@ -20,8 +21,6 @@ class Plots(PlotAccessor):
         self.trials = data
 
     def _draw(self, name: str, ax: Axes | None) -> Axes:
-        from importlib import import_module
-
         import matplotlib.pyplot as plt
 
         from scalebench.analysis.study import analyse

@@ -145,12 +145,12 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
 
 
 def interval_words(ends: str) -> str:
-    """Return the ends of an interval as ``bounded`` writes them, named: 95 % interval 1 to 2; or "no interval"."""
+    """Return the ends of an interval as ``bounded`` writes them, in words: 95 % interval 1 to 2; or "no interval"."""
     return ends if ends in (NO_INTERVAL, NO_SPREAD) else f"95 % interval {ends}"
 
 
 def _distinct(low: float, high: float) -> list[str]:
-    """Format two different numbers with the fewest significant digits, five or more, that tell them apart."""
+    """Format two different numbers with the fewest significant digits, five or more, that distinguish them."""
     texts = ([significant(end, digits) for end in (low, high)] for digits in range(5, 17))
     return next((pair for pair in texts if pair[0] != pair[1]), [f"{low:.17g}", f"{high:.17g}"])
 
@@ -160,7 +160,7 @@ def _magnitude(value: float) -> int:
 
 
 def percent(fraction: float, sign: bool = True) -> str:
-    """Format a fraction as a percentage with one decimal, two below one percent, and none of nothing and of all."""
+    """Format a fraction as a percentage with one decimal, two below one percent, and none for 0 and 100 %."""
     digits = 0 if fraction in (0, 1) else 1 if abs(fraction) >= 0.01 else 2
     return f"{100 * fraction:{'+' if sign else ''}.{digits}f}{NBSP}%".replace("-", "−")
 

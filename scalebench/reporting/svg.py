@@ -171,7 +171,7 @@ def legend_width(labels: Sequence[str], columns: int) -> int:
 
 
 def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
-    """Name what is drawn: many series at the ends of their lines where ``direct``, all else in a legend.
+    """Label what is drawn: many series at the ends of their lines if ``direct``, the rest in a legend.
 
     The legend is above the axes, where it hides no data, in as many columns as fit.
     """
@@ -225,7 +225,7 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
 
 
 def color_of(handle: Artist) -> str | None:
-    """Return the colour that tells a line or its marks from the others; None where it is not one of the page's."""
+    """Return the colour of a line or its marks; None if it is not one of the page's."""
     colors = (str(getattr(handle, f"get_{kind}", lambda: None)()) for kind in ("markeredgecolor", "color"))
     return next((color for color in colors if color in CSS_COLORS), None)
 

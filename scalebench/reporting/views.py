@@ -83,7 +83,7 @@ class Download:
 def draw_figure(name: str, spec: FigureSpec[Subject], subject: Subject) -> FigureView | None:
     """Draw a figure whose ids begin with ``name``; None where an optional one has nothing to show.
 
-    A figure that fails on unexpected data is replaced by the error: the rest of the page is still worth reading.
+    A figure that fails on unexpected data is replaced by the error, so that the rest of the page is still written.
     """
     with canvas(name) as marks:
         try:

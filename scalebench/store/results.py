@@ -53,7 +53,18 @@ def read_results(*paths: str | Path) -> Results:
         table, sizes = study_table(study_dir, damaged)
         tables.append(table)
         files += sizes
-    return Results(joined(tables), tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)))
+    return Results(
+        _each_attempt_once(joined(tables)), tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files))
+    )
+
+
+def _each_attempt_once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without copies of attempts: two folders may hold the same, of which each would count as a run.
+
+    An attempt's name has its time and random digits, so that equal names are copies. The last folder's counts.
+    """
+    copies = frame.duplicated(["study", "trial_id", "attempt"], keep="last")
+    return frame[~copies].reset_index(drop=True) if copies.any() else frame
 
 
 def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list[Missing]]:

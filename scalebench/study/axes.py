@@ -93,6 +93,7 @@ WholeNumber = Annotated[NonNegativeInt, Field(le=LARGEST_INTEGER), BeforeValidat
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Finite = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+Size = Annotated[Finite, Field(le=float(MOST_COUNTED))]
 LearningRate = Annotated[Any, AfterValidator(_learning_rate)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 

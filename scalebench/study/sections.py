@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from scalebench.measure.secrets import hide
-from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, one_of
+from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, Size, one_of
 
 MEMORY = ("tracked", "allocator")
 ON_OOM = ("end", "accumulate")
@@ -49,7 +49,7 @@ class ModelSection(Section):
     __pydantic_extra__: dict[str, Axis[bool | int | float | str]]
 
     family: Axis[str] | None = None
-    params: Axis[Finite] | None = None
+    params: Axis[Size] | None = None
     size: Axis[str] | None = None
 
 

@@ -12,6 +12,7 @@ from scalebench.optim.fused import FUSED
 from scalebench.optim.optimizers import OPTIMIZERS, hidden_matrices
 from scalebench.store import Column
 from scalebench.study import Trial
+from scalebench.study.axes import MOST_COUNTED
 from scalebench.tasks import METRIC_COLUMNS
 from scalebench.workloads import ensemble
 from scalebench.workloads.base import (
@@ -177,16 +178,14 @@ def _decay_steps(request: Request, values: dict[str, Any]) -> dict[str, int]:
 
 
 def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int | None) -> int:
-    """Turn the budget into steps; a budget smaller than one step still takes one."""
-    if not budget:
-        return DEFAULT_STEPS
-    ((kind, amount),) = budget.items()
-    if kind == "steps":
-        return int(amount)
-    if kind == "flops":
-        return max(1, round(amount / step_flops(counts, batch_size)))
+    """Turn the budget into steps; a budget smaller than one step still takes one, and one of too many is refused."""
+    ((kind, amount),) = budget.items() or (("steps", DEFAULT_STEPS),)
     tokens = amount * counts.active_non_embedding if kind == "tokens_per_param" else amount
-    return max(1, round(tokens / (batch_size * (length or 1))))
+    of_kind = {"steps": 1, "flops": step_flops(counts, batch_size)}
+    steps = max(1, round(tokens / of_kind.get(kind, batch_size * (length or 1))))
+    if steps > MOST_COUNTED:
+        raise InputError(f"train.{kind}: {amount:g} takes {steps:.3g} steps; a trial has at most {MOST_COUNTED:g}")
+    return steps
 
 
 def cost(trial: Trial, counts: Counts) -> Cost:

@@ -33,40 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from scalekernels.attention.hopper_order import hold_weights
-
-RUNTIME_SIZES = ("batches", "query_heads", "group", "query_length", "key_length", "padded_length", "section")
-
-
-@gluon.jit
-def _own_block(blocks, heads, section):
-    """Return block and head of this program: sections of heads, in each of which all first blocks come first.
-
-    Blocks are ordered from the longest. The heads of a section are few enough for what they read to stay in L2.
-    """
-    per_section = section * blocks
-    first_head = gl.program_id(0) // per_section * section
-    rest = gl.program_id(0) % per_section
-    width = gl.minimum(section, heads - first_head)
-    return rest // width, first_head + rest % width
-
-
-@gluon.jit
-def _next_slot(slot, phase, STAGES: gl.constexpr):
-    """Return the ring's next slot and the parity of its barriers."""
-    slot += 1
-    wrapped = slot == STAGES
-    return gl.where(wrapped, 0, slot), gl.where(wrapped, phase ^ 1, phase)
-
-
-@gluon.jit
-def _ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr = 2):
-    """Return the barriers (full, empty) of a ring: one arrival by TMA, one by each consumer."""
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(full.index(slot), count=1)
-        mbarrier.init(empty.index(slot), count=CONSUMERS)
-    return full, empty
+from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 
 @gluon.jit
@@ -98,8 +65,10 @@ def _keys_consumer(  # noqa: PLR0915
     """dK and dV of KEYS keys, over ``tiles`` tiles of each query head of the group. All scores are (keys, queries).
 
     A round issues the products dK (of the round before), s, dp, dV. LATE rounds ds in the round that multiplies it.
-    The addresses of the own keys depend on ``base``, which is 0, so as not to take registers over the loop.
+    AGAIN, where Triton 3.7 and ptxas 13.5 spill otherwise, computes the addresses of the own keys in every round, from
+    ``base``, which is 0; elsewhere that only adds instructions.
     """
+    AGAIN: gl.constexpr = CAUSAL and D == 128 and not IN_REGISTERS
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, M, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
@@ -117,11 +86,14 @@ def _keys_consumer(  # noqa: PLR0915
     row = first_row
     last_row = first_row + (tiles - 1) * M
     mbarrier.wait(own_full, 0)
+    if not AGAIN:
+        k = k_buffers.index(WHO).reshape([KEYS, D])
+        v = v_buffers.index(WHO).reshape([KEYS, D])
     if IN_REGISTERS:
-        k = k_buffers.index(WHO).reshape([KEYS, D]).load(gl.DotOperandLayout(0, scores, 2))
-        v = v_buffers.index(WHO).reshape([KEYS, D]).load(gl.DotOperandLayout(0, scores, 2))
+        k = k.load(gl.DotOperandLayout(0, scores, 2))
+        v = v.load(gl.DotOperandLayout(0, scores, 2))
     for step in range(group * tiles):
-        if not IN_REGISTERS:
+        if AGAIN:
             base = slot >> 8
             k = k_buffers.index(base + WHO).reshape([KEYS, D])
             v = v_buffers.index(base + WHO).reshape([KEYS, D])
@@ -273,14 +245,19 @@ def _queries_consumer(  # noqa: PLR0915
 ):  # fmt: skip
     """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first.
 
-    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them. ``base`` as above.
+    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them. AGAIN as
+    in ``_keys_consumer``, for g.
     """
+    AGAIN: gl.constexpr = CAUSAL and D == 128 and not IN_REGISTERS
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
     of_row: gl.constexpr = gl.SliceLayout(1, scores)
     dtype: gl.constexpr = q_buffers.dtype
     first_row += WHO * M
+    q = q_buffers.index(WHO).reshape([M, D])
+    if not AGAIN:
+        g = g_buffers.index(WHO).reshape([M, D])
     own = statistics + statistics_row + WHO * M + gl.arange(0, M, layout=of_row)
     lse = gl.load(own)
     delta = gl.load(own + delta_offset)
@@ -298,12 +275,11 @@ def _queries_consumer(  # noqa: PLR0915
     first_key = (tiles - 1) * 2 * N
     mbarrier.wait(own_full, 0)
     if IN_REGISTERS:
-        q = q_buffers.index(WHO).reshape([M, D]).load(gl.DotOperandLayout(0, scores, 2))
-        g = g_buffers.index(WHO).reshape([M, D]).load(gl.DotOperandLayout(0, scores, 2))
+        q = q.load(gl.DotOperandLayout(0, scores, 2))
+        g = g.load(gl.DotOperandLayout(0, scores, 2))
     for step in range(tiles):
-        if not IN_REGISTERS:
+        if AGAIN:
             base = slot >> 8
-            q = q_buffers.index(base + WHO).reshape([M, D])
             g = g_buffers.index(base + WHO).reshape([M, D])
         mbarrier.wait(full.index(slot), phase)
         k = k_buffers.index(slot).reshape([N, D])

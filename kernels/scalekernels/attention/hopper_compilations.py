@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from scalekernels.attention import hopper_backward, hopper_fused, kernels, tiles, tuned
+from scalekernels.attention import hopper_fused, hopper_rings, kernels, tiles, tuned
 from scalekernels.attention.hopper import DTYPES, type_of
 from scalekernels.attention.hopper_gradients import (
     APART,
@@ -76,7 +76,7 @@ def _kernel_and_constants(
 
 
 def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[str, ...]) -> dict[str, str]:
-    types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
+    types = dict.fromkeys(hopper_rings.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
     for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
         types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
     types |= {"counters": "*i32", "sums_desc": f"tensordesc<fp32{[ROWS, head_dimension // 2]},{SUMS_LAYOUT!r}>"}

@@ -31,7 +31,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from scalekernels.attention.hopper_adding import additions_wait, async_add_shared_to_global
-from scalekernels.attention.hopper_backward import RUNTIME_SIZES, _keys_producer, _next_slot, _own_block, _ring
+from scalekernels.attention.hopper_backward import _keys_producer
+from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 POLLS = gl.constexpr(1 << 20)
 LAST = gl.constexpr((1 << 31) - 1)  # no query sees a key that does not exist

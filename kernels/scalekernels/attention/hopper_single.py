@@ -22,15 +22,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_backward import (
-    RUNTIME_SIZES,
-    _mask_keys,
-    _next_slot,
-    _own_block,
-    _queries_producer,
-    _ring,
-)
+from scalekernels.attention.hopper_backward import _mask_keys, _queries_producer
 from scalekernels.attention.hopper_order import hold_weights
+from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 
 @gluon.jit

@@ -23,14 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_backward import (
-    RUNTIME_SIZES,
-    _key_weights,
-    _keys_producer,
-    _next_slot,
-    _own_block,
-    _ring,
-)
+from scalekernels.attention.hopper_backward import _key_weights, _keys_producer
+from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 
 @gluon.jit

@@ -40,6 +40,7 @@ CHUNK = 8192  # elements of a program: 15,200 programs at 124 million parameters
 BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor, one per 16-bit tensor
 TAIL = 512  # of one iteration with masks: with 1024 the branch for tails takes most registers (Adam: 72, not 52)
 NUM_WARPS = 4
+STAGES = 1  # of the loop over blocks; the copies of more have not been timed
 NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
 ADVANCE_BLOCK = 1024  # partial sums that a program takes at once
 ADVANCE_TENSORS = 128  # tensors of a program
@@ -315,9 +316,12 @@ def update_part(
     p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, scalars, key,
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     PARAM_TYPE: tl.constexpr, FIRST_TYPE: tl.constexpr, SECOND_TYPE: tl.constexpr, STATE_BYTES: tl.constexpr,
-    STOCHASTIC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    STOCHASTIC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Update the elements from ``offset``: CHUNK of them with wide loads, or with masks as many as are left."""
+    """Update the elements from ``offset``: CHUNK of them with wide loads, or with masks as many as are left.
+
+    From 2 STAGES on, the next blocks are copied to shared memory while one is computed.
+    """
     p = place(p_at, offset, PARAM_TYPE, 16 if VECTOR else 1)
     g = place(g_at, offset, PARAM_TYPE, 16 if VECTOR else 1)
     first = place(m_at, offset, FIRST_TYPE, STATE_BYTES if VECTOR else 1)
@@ -325,7 +329,7 @@ def update_part(
     third = place(c_at, offset, tl.float32, 16 if VECTOR else 1)
     first_scale = place(m_scale_at, offset // QUANTUM, tl.float32, 1)
     second_scale = place(v_scale_at, offset // QUANTUM, tl.float32, 1)
-    for start in range(0, CHUNK, BLOCK):
+    for start in tl.range(0, CHUNK, BLOCK, num_stages=STAGES):
         if VECTOR or start < left:
             update_tile(
                 p, g, first, second, third, first_scale, second_scale, scalars, key, start, left,
@@ -338,18 +342,19 @@ def update_chunk(
     p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, scalars, key, whole,
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     PARAM_TYPE: tl.constexpr, FIRST_TYPE: tl.constexpr, SECOND_TYPE: tl.constexpr, STATE_BYTES: tl.constexpr,
-    STOCHASTIC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+    STOCHASTIC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Update a chunk in blocks of BLOCK with wide loads where it is ``whole``, else of TAIL with masks."""
     if whole:
         update_part(
             p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, scalars, key,
             ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, STOCHASTIC, CHUNK, BLOCK, True,
+            STAGES,
         )  # fmt: skip
     else:
         update_part(
             p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, scalars, key,
-            ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, STOCHASTIC, CHUNK, TAIL, False,
+            ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, STOCHASTIC, CHUNK, TAIL, False, 1,
         )  # fmt: skip
 
 
@@ -358,7 +363,7 @@ def update_kernel(
     pointers, chunks, scalars, keys, n, stochastic,
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     PARAM_TYPE: tl.constexpr, FIRST_TYPE: tl.constexpr, SECOND_TYPE: tl.constexpr, STATE_BYTES: tl.constexpr,
-    ROUNDS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+    ROUNDS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Update one chunk. M, V, C say whether the first, second and third state exist, ROUNDS whether any is rounded.
 
@@ -388,9 +393,11 @@ def update_kernel(
             update_chunk(
                 p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, loaded, key, whole,
                 ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, False, CHUNK, BLOCK, TAIL,
+                STAGES,
             )  # fmt: skip
         else:
             update_chunk(
                 p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, loaded, key, whole,
                 ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, ROUNDS, CHUNK, BLOCK, TAIL,
+                STAGES,
             )  # fmt: skip

@@ -103,6 +103,7 @@ def update_constants(variant: Variant, param: torch.dtype, state: torch.dtype) -
         "CHUNK": kernels.CHUNK,
         "BLOCK": block_size(kernels.BLOCK),
         "TAIL": block_size(kernels.TAIL),
+        "STAGES": kernels.STAGES,
     }
 
 

@@ -1,14 +1,20 @@
-"""Every name a study can use, with what it stands for."""
+"""Every name that a study can use, with its meaning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from scalebench.cli.output import print_json, say, table
+from scalebench.errors import InputError, unknown
+
+SINGULAR = {
+    "workloads": "workload", "studies": "study", "laws": "law", "optimizers": "optimizer", "sources": "source",
+}  # fmt: skip
 
 
 def catalogue() -> dict[str, Any]:
-    """Return every name a study can use, with what it stands for."""
+    """Return every name that a study can use, with its meaning."""
     from scalebench.data import SOURCES, source_names
     from scalebench.families import FAMILIES, model_fields
     from scalebench.laws import LAWS
@@ -39,23 +45,31 @@ def catalogue() -> dict[str, Any]:
     }
 
 
-def show_catalogue(*, as_json: bool) -> int:
-    """Print workloads, families, studies, laws, optimizers and data sources."""
+def show_catalogue(kind: str | None = None, *, as_json: bool) -> int:
+    """Print workloads, families, studies, laws, optimizers and data sources, or only one ``kind`` of them."""
     names = catalogue()
+    if kind is not None and kind not in names:
+        raise InputError([f"list: {unknown(kind, names)}"])
+    names = {key: value for key, value in names.items() if kind in (None, key)}
     if as_json:
         print_json("list", names)
         return 0
-    say(*(f"workload {name}: {text}" for name, text in names["workloads"].items()), "")
-    for name, family in names["families"].items():
+    for i, key in enumerate(names):
+        say(*([""] if i else []))
+        _show_families(names[key]) if key == "families" else say(
+            *(f"{SINGULAR[key]} {name}: {text}" for name, text in names[key].items())
+        )
+    return 0
+
+
+def _show_families(families: Mapping[str, Any]) -> None:
+    for name, family in families.items():
         say(f"family {name}: {family['summary']}")
         say(
             f"    fields: {', '.join(family['fields'])}", f"    implementations: {', '.join(family['implementations'])}"
         )
         if family["sizes"]:
             say(f"    sizes: {', '.join(family['sizes'])}")
-    for kind, key in (("study", "studies"), ("law", "laws"), ("optimizer", "optimizers"), ("source", "sources")):
-        say("", *(f"{kind} {name}: {text}" for name, text in names[key].items()))
-    return 0
 
 
 def columns() -> list[dict[str, Any]]:

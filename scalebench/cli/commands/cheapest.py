@@ -111,7 +111,7 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
         say(*[""] * bool(answer.candidates))
         alike: dict[tuple[str, str], list[str]] = {}
         for refusal in answer.refused:
-            alike.setdefault((refusal.basis, refusal.reason), []).append(refusal.what)
+            alike.setdefault((refusal.basis, refusal.reason), []).append(refusal.models)
         for (basis, reason), kinds in alike.items():
             more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
             subject = "" if basis == MEASURED else f"{'; '.join(kinds[:NAMED])}{more}: "

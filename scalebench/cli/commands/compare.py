@@ -176,7 +176,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_one_process(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return why one process is inconclusive, and what to do about it; empty where there were more."""
+    """Return why one process is inconclusive, and what to do about it; empty for several."""
     if row["verdict"] != "INCONCLUSIVE" or row["processes"] != 1:
         return "", ""
     measured = row["source"] == "measured"

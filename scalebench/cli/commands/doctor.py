@@ -53,8 +53,8 @@ def _processor() -> Iterator[Finding]:
     usable, present = usable_cpus(), psutil.cpu_count()
     yield Finding("note", "processor", f"{cpu_model()}, {len(usable)} of {number_of(present or 1, 'core')} usable")
     peak = matmul_ceiling("float32", 1, seconds=0.1)
-    name, _, how = peak.source.partition(": ")
-    yield Finding("note", name, f"{(peak.flops_per_s or 0.0) / 1e9:.3g} GFLOP/s ({how})")
+    name, _, method = peak.source.partition(": ")
+    yield Finding("note", name, f"{(peak.flops_per_s or 0.0) / 1e9:.3g} GFLOP/s ({method})")
     load = os.getloadavg()[0]
     if load > 0.5 * len(usable):
         text = (

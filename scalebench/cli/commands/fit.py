@@ -31,12 +31,16 @@ SLOW = 2e7  # points times refits: about 20 s of one core
 def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
     """Read ``NAME=VALUE`` options, the values as numbers unless ``text``. Raises ``InputError``."""
     values: dict[str, Any] = {}
+    named: set[str] = set()
     for assignment in texts:
         name, equals, value = (part.strip() for part in assignment.partition("="))
         try:
             values[name] = value if text else number(value)
         except ValueError:
             equals = ""
+        if equals and name in named:
+            raise InputError([f"{option} {assignment}: {name} is given twice"])
+        named.add(name)
         if not (name and equals and value):
             raise InputError([f"{option} {assignment}: expected NAME={'COLUMN' if text else 'NUMBER'}"])
     return values

@@ -24,7 +24,7 @@ SHOWN_TRIALS = 10
 def run_generate(results: Path, trial: str | None, request: Request, *, as_json: bool = False) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``.
 
-    Without ``trial`` the best one is taken, and named on standard error.
+    Without ``trial`` the best one is taken and printed to standard error.
     """
     request.check()
     trial = best_trial(results) if trial is None else trial

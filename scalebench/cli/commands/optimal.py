@@ -21,6 +21,7 @@ from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_results
 from scalebench.points.fit_file import open_fit
 from scalebench.points.roles import RUN, read_roles
+from scalebench.points.table import unit_notes
 from scalebench.points.warnings import point_warnings
 from scalebench.reporting.quantities import bounded, quantity
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from scalebench.advice import Allocation
     from scalebench.advice.data_constrained import DataConstrainedOptimum
 
+MOST_FLOPS = 1e50  # of a budget
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
 
@@ -42,14 +44,18 @@ def run_optimal(
     *,
     as_json: bool,
 ) -> int:
-    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none is."""
-    wrong = [f"--budget {budget:g}: a positive number of FLOPs is needed" for budget in budgets if not budget > 0]
+    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none."""
+    wrong = [
+        f"--budget {budget:g}: a positive number of FLOPs is needed, from 1 to {MOST_FLOPS:g}"
+        for budget in budgets
+        if not 1 <= budget <= MOST_FLOPS
+    ]
     if wrong:
         raise InputError(wrong)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
     allocated, refused = allocations(points, approaches, counting)
-    for line in [] if is_results(path) else point_warnings(points):
+    for line in [] if is_results(path) else [*unit_notes(columns), *point_warnings(points)]:
         warn(f"{path}: {line}")
     levels = list(budgets) or [_largest(path, points, counting)]
     settled = 3 not in refused and all(_optimum_at(each, levels[-1])["determined"] for each in allocated)

@@ -69,9 +69,9 @@ def show_plan(
     say(*_axes_lines(study, len(sweep.planned)), *_earlier_lines(sweep, rate.flops_per_s))
     say(*(ensembles.sentences() if ensembles else ()))
     for parent in parents[: None if every else SHOWN_SIZES]:
-        end = "its run continued" if parent["continued"] else "its weights" if parent["starts"] else "a teacher"
-        cost, how = quantity(parent["flops"], "FLOP"), "starts" if parent["starts"] else "learns"
-        say(f"{how} from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
+        role = "continues" if parent["continued"] else "starts from" if parent["starts"] else "is distilled from"
+        cost = quantity(parent["flops"], "FLOP")
+        say(f"{role} {parent['trial_id']}, which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     check_memory(() if force else sweep.missing)

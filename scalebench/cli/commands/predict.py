@@ -107,7 +107,8 @@ def _predict_law(path: Path, values: Mapping[str, float | None]) -> SizePredicti
 
 def print_prediction(prediction: SizePrediction) -> None:
     """Print predicted quantities, then refusals with their reasons, then the errors of earlier predictions."""
-    data = "" if prediction.tokens is None else f", {quantity(prediction.tokens)} of data"
+    unit = next((predicted.unit for predicted in prediction.quantities if predicted.quantity == "data"), "tokens")
+    data = "" if prediction.tokens is None else f", {quantity(prediction.tokens)} {unit}"
     place = f"for {quantity(prediction.params)} parameters{data}" if prediction.params else f"at {prediction.place}"
     say(f"prediction {place}", "")
     known = [predicted for predicted in prediction.quantities if predicted.value is not None]

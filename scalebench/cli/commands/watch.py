@@ -19,7 +19,7 @@ LOOK_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """How far a study is: numbers of trials, trials per hour of those that run at a time, and seconds left."""
 
     done: int
@@ -63,7 +63,7 @@ def running_trials(study_dir: Path, observer: Observer, ids: tuple[str, ...]) ->
     return [attempt for attempt in attempts if attempt is not None]
 
 
-def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -> Progress:
+def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -> StudyProgress:
     """Return how far a study is; the time left is that of the trials that have no record, at the fitted cost."""
     study = stored.studies.get(study_dir.name, {})
     ids = planned_ids(study)
@@ -73,7 +73,7 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
     left = time_left_s(frame, [flops.get(name) for name in ids if name not in set(frame["trial_id"])])
     workers = max(1, len(running))
     times = durations_s(frame).dropna()
-    return Progress(
+    return StudyProgress(
         done=int((frame["status"] == "ok").sum()),
         running=len(running),
         failed=int((frame["status"] != "ok").sum()),
@@ -84,7 +84,7 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
 
 
 def durations_s(frame: Any) -> Any:
-    """Return how long each trial took, together with others where it was trained so; NaN where that is not known."""
+    """Return how long each trial took, together with others if they were trained together; NaN if unknown."""
     from scalebench.analysis.trials import numeric  # imports pandas: `status` of a folder that is not there does not
 
     wall, shared = numeric(frame, "wall_time_s"), numeric(frame, "ensemble_time_s")
@@ -92,7 +92,7 @@ def durations_s(frame: Any) -> Any:
 
 
 def time_left_s(frame: Any, missing: list[float | None]) -> float | None:
-    """Return the seconds that trials of these FLOPs take one after another; None where that cannot be estimated.
+    """Return the seconds that trials of these FLOPs take one after another; None if that cannot be estimated.
 
     The cost of a trial is fitted as a + b FLOPs, both at least 0, to the wall times of the finished ones; without a
     plan's FLOPs it is their mean.

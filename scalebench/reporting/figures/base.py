@@ -24,7 +24,7 @@ def trial_label(row: pd.Series[Any], series: Series) -> str:
 
 
 class Titles(Sequence[str]):
-    """The titles of ``count`` marks, each made when it is asked for: of many marks only some are drawn."""
+    """The titles of ``count`` marks, each made when it is needed: of many marks only some are drawn."""
 
     def __init__(self, count: int, title: Callable[[int], str]) -> None:
         self.number, self.title = count, title
@@ -55,7 +55,7 @@ def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) ->
 
 
 def untimed(study: StudyAnalysis) -> str | None:
-    """Return why a figure of times is missing, where no trial has one by design; None where it is not known."""
+    """Return why a figure of times is missing, if no trial has times by design; None for unknown reasons."""
     return f"No figure: {study.untimed_reason}." if study.untimed_reason else None
 
 

@@ -162,8 +162,12 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | Non
         if many(study.series):
             draw_means(marks, series, numeric(part, achieved), style, "FLOP/s", factor)
             continue
-        titles = trial_titles(series, part, achieved, "FLOP/s")
-        marks.draw(part[N], numeric(part, achieved) / factor, titles, **style, label=series.label or None)
+        for good, face in ((part["timed"], style["color"]), (~part["timed"], PAPER)):
+            chosen, label = part[good], series.label if face != PAPER and series.label else None
+            titles = trial_titles(series, chosen, achieved, "FLOP/s")
+            marks.draw(
+                chosen[N], numeric(chosen, achieved) / factor, titles, **style, markerfacecolor=face, label=label
+            )
     for peak in peaks:
         label = f"peak {quantity(peak, 'FLOP/s')}"
         marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
@@ -174,6 +178,7 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | Non
     unit_of_work = "step" if study.trials[STEP_TIME].notna().any() else "call"
     return Caption(
         f"FLOPs of the model over the time of a {unit_of_work}. {reference}{mfu}"
+        + (" Hollow marks shared the machine." if "hollow" in marks.drawn else "")
         + (f" {means_sentence('median', study.series)}" if many(study.series) else ""),
         table(
             "Throughput, achieved FLOP/s and model FLOP/s utilisation (MFU).",

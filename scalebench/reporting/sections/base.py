@@ -1,4 +1,4 @@
-"""What a kind of section has to offer, and what the page reads from the section it builds."""
+"""The contract of a kind of section, and the section that it builds for the page."""
 
 from __future__ import annotations
 

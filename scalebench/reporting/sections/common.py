@@ -178,11 +178,20 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         yield f"No conclusion: none of the {trials} recorded trials ended ok with valid numbers."
         return
     yield from sentences(study)
+    yield from _edge_sentence([note for series in study.series for note in series.notes])
     if usable < trials:
         recorded = number_of(trials, "recorded trial")
         yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
     else:
         yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
+
+
+def _edge_sentence(notes: Sequence[str]) -> Iterator[str]:
+    """Yield that tuned values are at the edge of those tried: the loss of these sizes may be lower than measured."""
+    if len(notes) == 1:
+        yield f"Tuned {notes[0]}."
+    elif notes:
+        yield f"Tuned values are at the edge of those tried in {len(notes)} places, listed under What was run."
 
 
 def counts(study: StudyAnalysis) -> str:

@@ -143,7 +143,7 @@ def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
 def sentences(name: str, part: Part) -> Iterator[str]:
     """Yield which correct provider is fastest how often, then how each compares with the baseline."""
     frame = part.frame
-    subject = f"{name} ({DIRECTIONS[bool(frame['backward'].iloc[0])].lower()})"
+    subject = f"{name}, gradients," if frame["backward"].iloc[0] else name
     right = frame[(frame["status"] == "ok") & frame["accepted"].ne(False) & (numeric(frame, "time_median_s") > 0)]
     if right.empty:
         yield f"No conclusion on {subject}: no provider ran with a correct result."
@@ -185,7 +185,7 @@ def _against_baseline(provider: str, rows: pd.DataFrame) -> str:
 
 def _counts(frame: pd.DataFrame) -> str:
     cases, providers = frame.groupby("backward")["case"].nunique().sum(), frame["provider"].nunique()
-    statuses = frame["status"].value_counts()
+    statuses = frame["status"].mask(frame["accepted"].eq(False), "wrong").value_counts()
     ended = ", ".join(f"{statuses[name]} {name}" for name in sorted(statuses.index, key=lambda n: (n != "ok", n)))
     runs = frame["run"].nunique()
     source = f"from {number_of(runs, 'run')}; the newest of each case"

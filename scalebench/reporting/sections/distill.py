@@ -124,7 +124,9 @@ def _gap_finding(student: Student, name: str) -> Finding:
     """Return the finding on the capacity gap: the gain from the largest teacher beside that from a smaller one."""
     published = "the largest teacher does not make the best student (capacity gap)"
     if len(student.teachers) == 1:
-        return Finding(published, BUSBRIDGE, reason="the study has one teacher")
+        return Finding(
+            published, BUSBRIDGE, reason="there are no two teachers at the same FLOPs; set flops to compare them"
+        )
     if np.isnan((gap := student.capacity_gap).value):
         return Finding(published, BUSBRIDGE, reason=student.reason or "no supervised run has as much data")
     effect = f"gain on as much data with the best smaller teacher minus with the largest, student of {name}"

@@ -138,7 +138,7 @@ def lora_sentences(study: StudyAnalysis, groups: Sequence[Tuned]) -> Iterator[st
 
 
 def _difference(pair: Paired) -> str:
-    """Return a difference with its side where it is clear of noise, else with its sign; of one seed without a claim."""
+    """Return a difference with its side where it is clear of noise, else with its sign; for one seed without either."""
     where = f"all weights at {quantity(pair.size)} parameters"
     if np.isnan(pair.low):
         return f"{significant(pair.value)} nats from {where} (one seed, so its noise is unknown)"

@@ -130,7 +130,7 @@ def _table(drawn: list[Line]) -> Table:
 def sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield for each line how much faster its most processes are than its fewest, and the memory of each process.
 
-    Speeds are compared among trials that had their cores or GPUs to themselves; the others are named.
+    Speeds are compared among trials that had their cores or GPUs to themselves; the others are listed.
     """
     for line in lines(study):
         if len(line.points) < 2:

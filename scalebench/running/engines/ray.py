@@ -9,7 +9,6 @@ is ``killed``, and its trial goes back to the queue as a new attempt, at most ``
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import socket
@@ -82,7 +81,7 @@ def check(resources: Sequence[Resources]) -> None:
 def connect() -> Any:
     """Return the module ``ray``, connected to its cluster; raises ``InputError`` where that cannot be."""
     try:
-        ray = importlib.import_module("ray")
+        import ray
     except ImportError as error:
         raise InputError("engine ray: Ray is not installed; install it with pip install '.[ray]'") from error
     if ray.is_initialized():
@@ -199,10 +198,11 @@ def submit(ray: Any, placed: _Placed) -> Any:
     needs = placed.needs
     options: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
     if needs.processes > 1:
-        util = importlib.import_module("ray.util.scheduling_strategies")
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
         placed.group = ray.util.placement_group([bundle], strategy="STRICT_PACK")
-        options["scheduling_strategy"] = util.PlacementGroupSchedulingStrategy(placed.group)
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placed.group)
     task = ray.remote(**options)(run_worker)
     return task.remote(str(placed.attempt.resolve()), worker_command(placed.attempt), needs.timeout_s)
 
