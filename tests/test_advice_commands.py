@@ -180,7 +180,8 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
     table["time"] *= np.exp(0.01 * np.random.default_rng(1).standard_normal(16)) * (moved / 1e8) ** -0.002
     table.to_csv("t.csv", index=False)
     code, out, err = command("fit", "t.csv", "--law", "roofline", "--method", method, "--output", "f.json")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "another shape" in err  # times that fall with the bytes, which no rate makes them do
     (line,) = (line for line in out.splitlines() if line.startswith("W "))
     assert line.split()[1:4] == ["not", "resolved", "above"]
     assert "at its bound: one-sided" in line

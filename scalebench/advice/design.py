@@ -195,7 +195,9 @@ class _Problem:
 
     def _half_width(self, rows: tuple[int, ...]) -> float:
         noise = float(np.sqrt(self.noise.variance_of_new_runs()))
-        return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
+        # The noise is that of least squares; a robust fit lies farther from the points, and its estimates vary more.
+        farther = np.linalg.norm(self.fit.residuals) / (np.linalg.norm(self.fit.least_squares_residuals()) or 1.0)
+        return float(self._quantile(len(rows)) * noise * farther * np.sqrt(self.variance(rows)))
 
     def _around(self, predicted: float, half: float) -> tuple[float, float]:
         if self.fit.settings["space"] == "log":
