@@ -55,7 +55,7 @@ def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path:
         attempt = tmp_path / "results" / "planted" / "trials" / str(row["trial_id"]) / "attempt-1"
         (attempt / WEIGHTS).write_bytes(b"")
         store.write_json(attempt / "trial.json", {})
-    monkeypatch.setattr("scalebench.cli.commands.generate.trial_of", lambda _: type("Trial", (), {"spec": None}))
+    monkeypatch.setattr("scalebench.cli.commands.generate.trial_of", lambda *_: type("Trial", (), {"spec": None}))
     best = min(rows[:-2], key=lambda row: float(str(row["validation_loss_nats"])))
     _, _, err = command("generate", "results", "--prompt", "a")
     assert f"planted/{best['trial_id']}" in err.splitlines()[0]
