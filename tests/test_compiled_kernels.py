@@ -93,6 +93,16 @@ def test_gluon_kernels_meet_their_requirements_with_the_newer_assembler_too() ->
     assert [row["label"] for row in other["rows"]] == [job.label for job in jobs]
 
 
+def test_the_loops_of_gluon_kernels_have_no_division_and_no_64_bit_address() -> None:
+    jobs = compile_ahead.gluon_jobs(compile_ahead.all_jobs())
+    assert all(compile_ahead.compilation_of(job).specialized for job in jobs)
+    labels = {job.label for job in jobs}
+    rows = [row for row in written()["rows"] if row["arch"] == 90 and row["label"] in labels]
+    rows += written()["other_assembler"]["rows"]
+    assert len(rows) == 2 * len(jobs)
+    assert {(row["divisions"], row["addresses"], row["overwritten"]) for row in rows} == {(0, 0, 0)}
+
+
 @pytest.mark.slow
 def test_a_table_that_lacks_a_row_or_was_made_from_other_sources_is_out_of_date() -> None:
     jobs = compile_ahead.all_jobs()

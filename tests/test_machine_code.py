@@ -42,6 +42,18 @@ def serialised(A, B, C, K, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, P
 
 
 @triton.jit
+def divided(A, B, C, K, PERIOD, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr):
+    """C = A B^T over K, with every period's A: an integer division in the loop of the products."""
+    rows, cols, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, BK)
+    total = tl.zeros([M, N], tl.float32)
+    for start in range(0, K, BK):
+        a = tl.load(A + rows[:, None] * 4096 + start // PERIOD * 16 + k[None, :])
+        b = tl.load(B + cols[:, None] * 4096 + start + k[None, :])
+        total = tl.dot(a, b.T, total)
+    tl.store(C + rows[:, None] * N + cols[None, :], total.to(tl.float16))
+
+
+@triton.jit
 def scaled(A, C, K, BK: tl.constexpr):
     """C = 2 A, a tile of BK values per program."""
     k = tl.program_id(0) * BK + tl.arange(0, BK)
@@ -61,6 +73,11 @@ def tile(function: object, m: int, n: int, bk: int, num_warps: int = 8, **change
         num_warps, 3, m * n, aligned=("A", "B", "C", "K"), tensor_core=True, vector_bytes=16,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
+
+
+def specialized(compilation: Compilation) -> Compilation:
+    """A kernel required to have lean loops, as those with producer warps are."""
+    return dataclasses.replace(compilation, specialized=True)
 
 
 def figures(compilation: Compilation, arch: int) -> machine_code.MachineCode:
@@ -84,6 +101,12 @@ def test_a_sound_kernel_passes_on_every_architecture(arch: int) -> None:
     if arch == 90:
         assert code.matrix == {"wgmma SS": 4}  # 128 rows are two warp groups of 64; 64 deep is four steps of 16
         assert (code.products, code.drained) == (1, 0)
+        assert (code.divisions, code.addresses) == (
+            None,
+            None,
+        )  # not requested: no zeros to be taken for requested ones
+        missed = machine_code.failures(specialized(compilation), arch, code)
+        assert missed == ["no loop with products in the disassembled machine code"]
 
 
 @pytest.mark.slow
@@ -98,6 +121,16 @@ def test_a_tile_that_hungers_for_registers_is_flagged() -> None:
 
 def test_products_that_wait_for_each_other_are_flagged() -> None:
     assert [problem.partition(":")[0] for problem in found(tile(serialised, 128, 128, 64), 90)] == ["serialised"]
+
+
+@pytest.mark.slow
+def test_divisions_and_64_bit_addresses_in_loops_with_products_are_flagged() -> None:
+    """The warps that multiply load their own tiles here, by 64-bit addresses."""
+    plain = tile(products, 64, 64, 64, num_warps=4)
+    assert [problem.partition(":")[0] for problem in found(specialized(plain), 90)] == ["addresses"]
+    signature = {name: "i32" if name == "PERIOD" else SIGNATURE.get(name) for name in divided.arg_names}
+    periods = tile(divided, 64, 64, 64, num_warps=4, signature=signature, constants={"M": 64, "N": 64, "BK": 64})
+    assert [problem.partition(":")[0] for problem in found(specialized(periods), 90)] == ["divisions", "addresses"]
 
 
 @pytest.mark.slow
@@ -163,5 +196,6 @@ def test_the_cache_never_serves_another_kernels_figures(tmp_path: Path, monkeypa
     assert compile_ahead.figures(compilation, 90, tmp_path).registers == 1  # the very same thing: from the cache
     for other in (tile(products, 64, 64, 32, num_warps=4), tile(serialised, 64, 64, 64, num_warps=4)):
         assert compile_ahead.figures(other, 90, tmp_path).registers > 1
+    assert compile_ahead.figures(specialized(compilation), 90, tmp_path).addresses  # another request of the same code
     monkeypatch.setattr(machine_code, "ptxas_version", lambda arch: "99.9")
     assert compile_ahead.figures(compilation, 90, tmp_path).registers == code.registers

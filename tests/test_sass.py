@@ -75,3 +75,67 @@ def test_stores_and_comparisons_write_no_register():
     ):
         assert not list(sass.written(line))
     assert list(sass.written("SHFL.BFLY PT, R8, R7, 0x1, 0x1f")) == [8]
+
+
+# --- integer divisions and 64-bit addresses ---------------------------------------------------------------------------
+
+SPIN = "        /*00b0*/                   BRA `(.L_x_1) ;\n"
+
+
+def count(text: str) -> tuple[int, int]:
+    """Return the numbers of instructions of divisions and of 64-bit addresses."""
+    listing = sass.parsed(text)
+    return len(sass.divisions(*listing)), len(sass.addresses(*listing))
+
+
+@pytest.mark.parametrize(
+    ("line", "counted"),
+    [
+        ("I2F.RP R15, R18", (1, 0)),
+        ("I2F.U32.RP R10, UR24", (1, 0)),
+        ("F2I.FTZ.U32.TRUNC.NTZ R13, R12", (1, 0)),
+        ("IMAD.HI.U32 R13, R13, R5, RZ", (1, 0)),
+        ("CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)", (1, 0)),
+        ("IMAD.WIDE.U32 R4, R5, 0x2, R6", (0, 1)),
+        ("UIMAD.WIDE.U32 UR6, UR7, UR14, URZ", (0, 1)),
+        ("IMAD.X R17, RZ, RZ, R13, P1", (0, 1)),
+        ("IADD3.X R5, R5, R7, RZ, P0, !PT", (0, 1)),
+        ("LEA.HI.X.SX32 R13, R13, R5, 0x1, P1", (0, 1)),
+        ("SHF.L.U64.HI R5, R4, 0x1, R5", (0, 1)),
+        ("@!P1 LDG.E.64 R4, desc[UR16][R12.64+0x80]", (0, 1)),
+        ("LDGSTS.E.BYPASS.128 [R23+0x800], desc[UR16][R12.64], !P0", (0, 1)),
+        ("ST.E.128 [R12.64], R4", (0, 1)),
+        ("LDG.E R4, desc[UR4][R2.U32+UR8]", (0, 1)),
+        ("@P0 RED.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R4", (0, 1)),
+        ("UBLKRED.G.S.ADD.F32.RN [UR8], [UR6], UR4", (0, 1)),
+        # What the loops of shipped kernels have: descriptors, 32-bit indices, shared memory, conversions for masks.
+        ("UIADD3.X UR19, UR11, 0x40000040, URZ, UP0, !UPT", (0, 0)),
+        ("UIADD3.64 UR26, UR18, 0x2, URZ", (0, 0)),
+        ("IMAD R4, R4, 0x2000, R5", (0, 0)),
+        ("ULEA UR11, UR9, UR14, 0x3", (0, 0)),
+        ("LEA R4, R5, UR6, 0x1", (0, 0)),
+        ("LDS.64 R4, [R2+UR11+0x14000]", (0, 0)),
+        ("STSM.16.M88.4 [R4+UR8], R8", (0, 0)),
+        ("STS.64 [R2+UR4+0x1c000], R4", (0, 0)),
+        ("SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR11+0x14730], R11", (0, 0)),
+        ("I2FP.F32.S32 R4, R5", (0, 0)),
+        ("MUFU.RCP R4, R5", (0, 0)),
+    ],
+)
+def test_divisions_and_64_bit_addresses_count_in_loops_with_products_only(line, counted):
+    added = f"        /*0084*/                   {line} ;\n"
+    assert count(LOOP) == (0, 0)
+    assert count(LOOP.replace(EXPONENTIAL, EXPONENTIAL + added)) == counted
+    assert count(added + LOOP) == (0, 0)  # before the loop
+    assert count(LOOP.replace(SPIN, added + SPIN)) == (0, 0)  # apart, where the loop does not jump to
+    jump = "        /*0086*/              @!P0 BRA `(.L_x_2) ;\n"
+    assert count(LOOP.replace(EXPONENTIAL, EXPONENTIAL + jump).replace(SPIN, added + SPIN)) == counted
+    assert count(LOOP.replace("HGMMA", "HMMA").replace(EXPONENTIAL, EXPONENTIAL + added)) == (0, 0)
+
+
+def test_code_after_a_loop_is_no_part_of_it():
+    leaving = LOOP.replace(EXPONENTIAL, "        /*0030*/              @P2 BRA `(.L_x_2) ;\n")
+    back_to_an_outer_loop = leaving.replace(
+        SPIN, "        /*00b0*/  CALL.REL `(division) ;\n        /*00c0*/  EXIT ;\n"
+    )
+    assert count(back_to_an_outer_loop) == (0, 0)

@@ -21,8 +21,10 @@ class Compilation:
     Requirements: with ``tensor_core`` matrix products must run on tensor cores (``wgmma`` on sm_90); at least one
     global load must have ``vector_bytes``; on sm_90 the main loop may have ``most_instructions`` per element, with
     ``elements`` per thread and iteration; with ``overlapped`` exponentials must run while a matrix product is in
-    flight. ``spills_allowed`` is the reason for allowing register spills. A ``candidate`` meets the same requirements,
-    but no launch reaches it until a session on a GPU has found it faster.
+    flight; a ``specialized`` kernel, whose producer warps fetch all tiles, may have no integer division and no 64-bit
+    address in loops with products, nor write registers that a product in flight reads. ``spills_allowed`` is the reason
+    for allowing register spills. A ``candidate`` meets the same requirements, but no launch reaches it until a session
+    on a GPU has found it faster.
     """
 
     kernel: str
@@ -41,4 +43,5 @@ class Compilation:
     most_instructions: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     overlapped: bool = False
+    specialized: bool = False
     candidate: bool = False

@@ -106,14 +106,15 @@ def gluon_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def cache_key(compilation: Compilation, arch: int) -> str:
-    """Return a hash of everything that determines the figures: source, configuration, compiler, assembler, reader.
+    """Return a hash of all that determines the figures: source, configuration, compiler, assembler, reader, requests.
 
     For the source it uses triton's cache key, which covers every function that the kernel calls.
     """
     options = sorted(machine_code.options_of(compilation).items())
     parts = (machine_code.source_of(compilation).hash(), compilation.kernel, repr(options), arch)
     versions = (triton.__version__, machine_code.ptxas_version(arch), READER)
-    return hashlib.sha256(repr((parts, versions)).encode()).hexdigest()
+    requests = (compilation.overlapped, compilation.specialized, bool(compilation.most_instructions))
+    return hashlib.sha256(repr((parts, versions, requests)).encode()).hexdigest()
 
 
 def figures(compilation: Compilation, arch: int, cache: Path) -> MachineCode:

@@ -51,7 +51,8 @@ class MachineCode:
     with the first in registers). ``products`` counts groups of wgmma inside innermost loops, ``drained`` those of them
     that are awaited, with nothing left in flight, before the next is issued. ``losses`` are ptxas' warnings.
     ``overlap`` is the share of the exponentials in main loops that run while a product is in flight, ``overwritten``
-    the number of instructions that write a register which a product in flight reads (None: not requested).
+    the number of instructions that write a register which a product in flight reads. ``divisions`` and ``addresses``
+    count the instructions of integer divisions and of 64-bit addresses in loops with products (None: not requested).
     """
 
     registers: int
@@ -69,6 +70,8 @@ class MachineCode:
     stores: int
     overlap: float | None = None
     overwritten: int | None = None
+    divisions: int | None = None
+    addresses: int | None = None
     loop_instructions: int = 0  # of the longest innermost loop with 16-byte loads; 0 without a limit
 
 
@@ -180,14 +183,22 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         losses=tuple(line.strip() for line in log.splitlines() if "Performance Loss" in line),
         widest_load_bytes=ptx_code.widest_load(ptx),
         stores=ptx_code.stores(ptx),
-        **_asynchronous(compiled.asm["cubin"]) if compilation.overlapped else {},
+        **_loops(compilation, compiled.asm["cubin"]),
         loop_instructions=loop_instructions(compilation, compiled.asm["cubin"]),
     )
 
 
-def _asynchronous(cubin: bytes) -> dict[str, Any]:
+def _loops(compilation: Compilation, cubin: bytes) -> dict[str, Any]:
+    """Return the requested figures of loops with products."""
+    if not (compilation.overlapped or compilation.specialized):
+        return {}
     listing = sass.disassembled(cubin)
-    return {"overlap": sass.overlap(*listing), "overwritten": len(sass.overwritten(*listing))}
+    values: dict[str, Any] = {"overwritten": len(sass.overwritten(*listing))}
+    if compilation.overlapped:
+        values["overlap"] = sass.overlap(*listing)
+    if compilation.specialized and any(sass.consumer_loops(*listing)):
+        values |= {"divisions": len(sass.divisions(*listing)), "addresses": len(sass.addresses(*listing))}
+    return values
 
 
 def loop_instructions(compilation: Compilation, cubin: bytes) -> int:
@@ -244,6 +255,12 @@ def _listing_failures(compilation: Compilation, arch: int, code: MachineCode) ->
         yield f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight"
     if code.overwritten:
         yield f"{code.overwritten} instructions write registers that a product in flight reads"
+    if compilation.specialized and code.divisions is None:
+        yield "no loop with products in the disassembled machine code"
+    if code.divisions:
+        yield f"divisions: {code.divisions} instructions of integer divisions in loops with products"
+    if code.addresses:
+        yield f"addresses: {code.addresses} instructions for 64-bit addresses in loops with products"
     if arch == LIMITED_ARCH and compilation.most_instructions:
         per_element = code.loop_instructions / compilation.elements
         if not 0 < per_element <= compilation.most_instructions:

@@ -1,7 +1,8 @@
 """Analyse disassembled machine code of Hopper (nvdisasm): loops, and what runs beside asynchronous products.
 
 How many instructions has a loop? Do exponentials run while a product is in flight? Are registers that a product in
-flight may still read written again, as some releases of ptxas before 13.3 do (triton pull request 11781)?
+flight may still read written again, as some releases of ptxas before 13.3 do (triton pull request 11781)? Do loops
+with products divide integers or compute 64-bit addresses?
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ _WRITTEN = re.compile(r"^(?:@!?U?P\d+\s+)?(\S+)\s+(?:U?P\w+,\s*)*R(\d+)\b")
 _WRITES_NOTHING = ("ST", "RED", "BRA", "ISETP", "FSETP", "BAR", "WARPGROUP", "SYNCS", "UTMA", "R2UR", "HGMMA")
 _WIDE_LOAD = re.compile(r"\bLDG\.\S*\b128\b")
 _LEAVES = re.compile(r"\b(EXIT|USETMAXREG)\b")
+_ENDS = re.compile(r"^(?:EXIT|RET\S* |BRA `)")  # what the next instruction is never reached from
+# An integer division is a call, or a reciprocal by way of float32 (I2F.RP, MUFU.RCP, F2I) and products' upper halves
+# (IMAD.HI), which alone are left where the reciprocal is computed before the loop, and of a constant divisor.
+_DIVISION = re.compile(r"\b(?:I2F|F2I|U?IMAD\.HI|CALL)\b")
+# 64-bit products, upper halves of sums and shifts, and every access to global memory, whose address has 64 bits.
+_ADDRESS = re.compile(
+    r"\b(?:U?IMAD\.(?:WIDE|X)|IADD3\.X|IADD3?\.64|U?LEA\.HI\.X|U?SHF\.L\.U64"
+    r"|LD|LDG|LDGSTS|ST|STG|ATOMG?|REDG?|UBLK[A-Z]+)\b"
+)
 
 
 def disassembled(cubin: bytes) -> tuple[list[str], dict[str, int]]:
@@ -46,8 +56,8 @@ def parsed(text: str) -> tuple[list[str], dict[str, int]]:
     return instructions, labels
 
 
-def main_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[Sequence[str]]:
-    """Yield the innermost loops with matrix products and exponentials.
+def _product_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last instruction of the innermost loops with matrix products.
 
     Code that spins on a barrier stands apart and jumps back into a loop; what lies between is no loop of its own, and
     is known by the end of a partition in it.
@@ -60,10 +70,45 @@ def main_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[
         if any("HGMMA" in line for line in body) and not any(_LEAVES.search(line) for line in body):
             loops.append((first, last))
     for first, last in loops:
-        inside = any((first, last) != other and first <= other[0] and other[1] <= last for other in loops)
+        if not any((first, last) != other and first <= other[0] and other[1] <= last for other in loops):
+            yield first, last
+
+
+def main_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[Sequence[str]]:
+    """Yield the innermost loops with matrix products and exponentials."""
+    for first, last in _product_loops(instructions, labels):
         body = instructions[first : last + 1]
-        if not inside and any("MUFU.EX2" in line for line in body):
+        if any("MUFU.EX2" in line for line in body):
             yield body
+
+
+def consumer_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[Sequence[str]]:
+    """Yield the innermost loops with matrix products, each with the code apart that it jumps to and that jumps back."""
+    for first, last in _product_loops(instructions, labels):
+        body = instructions[first : last + 1]
+        targets = {labels[jump[1]] for jump in map(_JUMP.search, body) if jump and jump[1] in labels}
+        apart = [_up_to_its_end(instructions, target) for target in sorted(targets) if not first <= target <= last]
+        back = [part for part in apart if (jump := _JUMP.search(part[-1])) and first <= labels[jump[1]] <= last]
+        yield [*body, *(line for part in back for line in part)]
+
+
+def _up_to_its_end(instructions: Sequence[str], start: int) -> Sequence[str]:
+    ends = (at for at in range(start, len(instructions)) if _ENDS.match(instructions[at]))
+    return instructions[start : next(ends, len(instructions) - 1) + 1]
+
+
+def divisions(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
+    """Return the instructions of integer divisions in loops with matrix products."""
+    return [line for body in consumer_loops(instructions, labels) for line in body if _DIVISION.search(line)]
+
+
+def addresses(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
+    """Return the instructions in loops with matrix products that compute a 64-bit address or use one.
+
+    The uniform sums UIADD3.X and UIADD3.64 are none: they form the 64-bit matrix descriptors of wgmma. An address in
+    global memory that they might compute is counted where it is used.
+    """
+    return [line for body in consumer_loops(instructions, labels) for line in body if _ADDRESS.search(line)]
 
 
 def overlap(instructions: Sequence[str], labels: dict[str, int]) -> float:

@@ -222,6 +222,7 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
         vector_bytes=16,
         options=tile.options,
         overlapped=True,
+        specialized=True,
     )
 
 

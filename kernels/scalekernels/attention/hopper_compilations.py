@@ -62,6 +62,7 @@ def compilation(
         options={"maxnreg": START_REGISTERS[tile.consumers]},
         spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
         overlapped=kind == "all" or head_dimension == WIDE,
+        specialized=True,
     )
 
 
