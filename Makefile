@@ -78,11 +78,11 @@ gpu-carry:
 	unzip -p $(CARRIED)/assembler/*.whl '*/bin/ptxas' | xz -9 > $(CARRIED)/ptxas.xz
 	rm -r $(CARRIED)/assembler
 
-# Simulated studies against their intervals; what is already in results/coverage is not run again.
 # Faults injected into sweeps, against undisturbed runs; NAMES='"disk full"' injects one kind.
 faults: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python experiments/faults.py $(NAMES)
 
+# Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)
 	$(BIN)/python experiments/coverage_laws.py
 
