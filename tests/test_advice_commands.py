@@ -17,6 +17,7 @@ from scalebench.advice.design import candidate_grid
 from scalebench.laws import Refits, fit
 
 
+@pytest.mark.slow
 def test_next_is_the_trial_of_the_package(command) -> None:
     table = surface(0.005)
     table.to_csv("p.csv", index=False)
@@ -90,6 +91,7 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert "no significant difference" in command("worth", "old.csv", "old.csv")[1]
 
 
+@pytest.mark.slow
 def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
     fits = {}
@@ -112,6 +114,7 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     assert output["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
+@pytest.mark.slow
 def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
     for name, factor in (("old", 1.0), ("new", 1.0)):
         rows = [row | {"flops_per_step": factor * row["flops_per_step"]} for row in planted()]
@@ -173,6 +176,7 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     assert (code, err) == (2, "f.json: roofline predicts from flops and bytes; give --input bytes=NUMBER\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "resample"])
 def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, method: str) -> None:
     flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))

@@ -102,6 +102,7 @@ def test_next_has_the_loss_and_the_interval_of_the_report(command, folder: Path,
     assert f": {value}, 95 % interval of a new run {interval} " in printed
 
 
+@pytest.mark.slow
 def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
     (series,) = study.series
     laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}

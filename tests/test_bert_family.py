@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score
 from support import saved_for_backward, train_spec
 from task_support import STDLIB, T, masked_pairs
 from torch.nn import functional as F
@@ -157,6 +156,8 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 
 def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
+    from sklearn.metrics import f1_score
+
     torch.manual_seed(0)
     task, model = masked_pairs(batch_size=16), bert.build(bert.config_for(2e4, **SHAPE), "sdpa")
     inputs, segments, labels, follows = batch = task.batch(0)
@@ -217,6 +218,7 @@ def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], wor
         bert.task(replace(bert.config_for(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
 
 
+@pytest.mark.slow
 def test_texts_and_lengths_without_pairs_are_refused() -> None:
     masked_pairs().check()
     with pytest.raises(ValueError, match="sequence_length = 7"):

@@ -77,6 +77,7 @@ def test_what_is_saved_counts_the_run_that_is_branched_from_once() -> None:
     assert branches_of(study(scratch=False)).share == pytest.approx(460 / 700)
 
 
+@pytest.mark.slow
 def test_the_law_of_the_branches_takes_each_run_as_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sizes give any exponent of size, so the law is refused; with a third it has its parameters."""
     assert branches.outcome(study()).law.startswith("refused: the points do not separate the parameters of chinchilla")

@@ -86,6 +86,7 @@ def test_the_predicted_size_is_where_the_planted_law_meets_the_limit(points) -> 
         assert not answer.trials
 
 
+@pytest.mark.slow
 def test_what_no_law_reaches_within_the_limits_is_refused_with_the_limit_that_it_breaks(points) -> None:
     only = points[points["unchanged"].astype(bool)]
     answer = find_cheapest(only, Limits(loss_of(12_000), latency=1e-6))

@@ -13,6 +13,7 @@ from support import FINISHED, SMALL
 COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "generate", "list", "doctor", "demo")
 
 
+@pytest.mark.slow
 def test_help_lists_every_command_and_version_prints_the_number(scalebench) -> None:
     done = scalebench("--help")
     assert done.returncode == 0

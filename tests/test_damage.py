@@ -77,6 +77,7 @@ def check_others(folder: Path, undamaged: store.Results, name: str) -> store.Res
     return results
 
 
+@pytest.mark.slow
 def test_no_content_of_a_file_changes_other_trials_or_is_taken_for_a_record(copied: Path) -> None:
     undamaged = store.read_results(copied)
     path = trial_files(copied)["record.json"]

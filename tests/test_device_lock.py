@@ -100,6 +100,7 @@ def test_its_file_can_be_locked_by_whoever_may_only_read_it(tmp_path: Path) -> N
         pass
 
 
+@pytest.mark.slow
 def test_waiting_is_measured_and_released_locks_can_be_taken_again(tmp_path: Path) -> None:
     lock, other, heard = DeviceLock("GPU-1", tmp_path), DeviceLock("GPU-1", tmp_path), []
     lock.take()

@@ -29,6 +29,7 @@ def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str
     assert parameters == pytest.approx(PLANTED, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     table = surface(0.01)
     table.to_csv("p.csv", index=False)

@@ -188,6 +188,7 @@ def test_a_trial_without_state_is_run_again_where_its_study_keeps_what_children_
         assert (missing(), missing("run.checkpoint=false")) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied: Path) -> None:
     (before,) = planned(copied, CHILD)
     (continued,) = planned(copied, CONTINUED, "train.batch_size=16", "train.warmup_steps=20", "train.schedule=wsd")

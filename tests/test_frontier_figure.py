@@ -74,6 +74,7 @@ def test_band_holds_the_planted_frontier() -> None:
     assert near.min() < planted(np.array(BUDGETS[1:2]))[0] < near.max()
 
 
+@pytest.mark.slow
 def test_lengths_join_one_series_and_families_split_it() -> None:
     recorded = results()
     other = recorded.frame.assign(family="mlp", trial_id=recorded.frame["trial_id"] + "m")

@@ -13,7 +13,6 @@ import torch
 from family_support import model_of
 from parent_support import FINETUNED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from sklearn.metrics import precision_recall_fscore_support
 
 from scalebench import store
 from scalebench.cli.app import main
@@ -117,6 +116,8 @@ def test_folders_without_classes_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("classes", "seen"), [(2, 2), (5, 4), (7, 3)])
 def test_scores_are_scikit_learns(classes: int, seen: int) -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
     rng = np.random.default_rng(classes)
     labels, predicted = rng.integers(seen, size=60), rng.integers(classes, size=60)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0.0)

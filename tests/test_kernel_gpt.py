@@ -108,6 +108,7 @@ def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: li
     assert (fused(tokens) - exact).abs().max().item() <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
@@ -124,6 +125,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))

@@ -177,6 +177,7 @@ def test_a_working_copy_trains_like_float32_and_is_cast_once_a_step(form: str, a
     assert len(addresses) == 1
 
 
+@pytest.mark.slow
 def test_gradients_of_micro_batches_are_summed_in_float32_and_replaced_after_a_step() -> None:
     built = model("fused")
     copy = WorkingCopy(built, torch.float16)
@@ -218,6 +219,7 @@ def test_every_implementation_trains_alike(form: str) -> None:
     assert max(result["worst_nats"] for result in results.values()) < 5e-6
 
 
+@pytest.mark.slow
 def test_a_wrong_update_is_seen_in_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scalebench.families.modules.gpt_fused.SQRT_8_OVER_PI", 1.5)
     result = compare_losses((("fused", "none"), ("fused", "step")), steps=3, length=16, **SMALL)

@@ -26,6 +26,7 @@ def test_only_what_needs_a_gradient_gets_one():
         assert not layer_norm(*leaves).requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_opcheck(kind, residual):

@@ -43,6 +43,7 @@ def test_residuals_are_those_of_the_fit_to_every_size() -> None:
     assert np.std(expected) == pytest.approx(NOISE, rel=0.5)
 
 
+@pytest.mark.slow
 def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
     study = analysis()
     rows = study.series[0].backtest

@@ -43,6 +43,7 @@ BARE = Law(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_forecasts_are_those_of_a_fit_by_hand():
     points = power_points(np.random.default_rng(0), noise=0.01)
     backtest = beyond(points, "power")
@@ -210,6 +211,7 @@ def test_one_configuration_held_out_tells_nothing_apart():
     json.dumps(choice.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
     backtest = [f.to_dict() for f in beyond(points, "power").forecasts]

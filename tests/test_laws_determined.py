@@ -77,6 +77,7 @@ def test_an_exponent_at_the_end_of_its_range_is_not_determined_if_its_term_may_v
     assert "alpha" not in undetermined(planted, clear | {"alpha": at_end, "B": vanishing})
 
 
+@pytest.mark.slow
 def test_the_command_prints_no_value_for_what_is_not_determined(command, tmp_path) -> None:
     shuffled(1).to_csv(tmp_path / "mixed.csv", index=False)
     code, out, _ = command("fit", "mixed.csv", "--law", "chinchilla", "--bootstrap", "40", *COLUMNS)

@@ -89,6 +89,7 @@ def test_rows_are_two_passages_with_their_segments_and_specials() -> None:
     assert (tokens[:, 20] == ord("\n")).all()  # the first passage ends with its line
 
 
+@pytest.mark.slow
 def test_half_the_pairs_follow_and_they_alone_stand_together_in_the_text() -> None:
     task = masked_pairs()
     batches = [task.batch(step) for step in range(8)]

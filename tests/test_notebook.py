@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbclient
 import nbformat
 import pytest
 from support import REPOSITORY, SOURCE_PATH
@@ -20,6 +19,8 @@ def test_the_committed_notebook_has_no_outputs() -> None:
 
 @pytest.mark.slow
 def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch) -> None:
+    import nbclient
+
     monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

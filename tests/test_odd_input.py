@@ -204,6 +204,7 @@ def test_closed_standard_streams_are_replaced(monkeypatch) -> None:
     assert end.value.code == 0
 
 
+@pytest.mark.slow
 def test_refits_without_an_optimum_widen_its_interval() -> None:
     """Losses in which a fifth of the refits have a term at 0: N* is infinite or 0 in these, and not determined."""
     from scalebench import fit

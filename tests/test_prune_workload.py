@@ -149,6 +149,7 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     assert next_row["tokens_before"] is None
 
 
+@pytest.mark.slow
 def test_the_data_of_a_checkpoint_and_of_a_continued_run_are_counted(tmp_path: Path) -> None:
     trained(tmp_path, SMALL, "train.steps=6", "run.checkpoint_steps=[2]")
     (early,) = trained(tmp_path, CHILD, "from.step=2")

@@ -128,6 +128,7 @@ def test_without_checkpoint_nothing_stays_on_disk(copied: Path) -> None:
     assert (row["round_trip_equal"], row["quantized_sha256"], row["weights_sha256"]) == (True, None, None)
 
 
+@pytest.mark.slow
 def test_a_quantised_model_can_be_a_parent_unless_a_layer_was_copied(copied: Path) -> None:
     (child,) = trained(copied, CHILD, "quantize.scheme=simulated", "quantize.bits=1")
     again = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "again"')

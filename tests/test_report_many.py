@@ -87,6 +87,7 @@ def test_many_series_are_means_joined_by_lines_with_their_names_at_the_ends(twel
     assert "Grey" in caption.text
 
 
+@pytest.mark.slow
 def test_of_many_series_the_laws_of_the_best_are_fitted(twelve: StudyAnalysis) -> None:
     assert list(to_fit(twelve.series)) == ranked(twelve.series)[:BEST_FITTED]
     few = of_series(MOST_FITTED)

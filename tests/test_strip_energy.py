@@ -39,6 +39,7 @@ def test_energy_is_projected_by_its_law():
         assert projected.low < projected.value < projected.high
 
 
+@pytest.mark.slow
 def test_predict_and_the_strip_give_one_energy():
     series = series_with(1.0)
     row = next(each for each in ends_of(series) if each.quantity == "energy")

@@ -197,6 +197,7 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(im
     assert held[1]["memory_parameters_bytes"] == held[0]["memory_parameters_bytes"]
 
 
+@pytest.mark.slow
 def test_micro_batches_divide_the_activations() -> None:
     held = []
     for accumulation in (1, 4):
