@@ -48,7 +48,7 @@ class Trend:
 
     @cached_property
     def flat(self) -> str:
-        """Why a cost tells nothing of larger sizes: it hardly grows with those measured; "" where it does."""
+        """Why this cost cannot be predicted for larger sizes: it hardly grows over those measured; "" if it does."""
         if self.fit is None or not self.least_growth:
             return ""
         ends = np.exp([end(self.fit.points.logs["x"]) for end in (np.min, np.max)])

@@ -98,7 +98,7 @@ def _loaded(path: Path, content: bytes) -> Any:
 
 
 def _imported(path: Path, content: bytes) -> ModuleType:
-    """Return the module of a file, under a name of its own that dataclasses and torch.compile can look up."""
+    """Import a file as a module with a unique name, which dataclasses and torch.compile look up in sys.modules."""
     name = f"scalebench_family_{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
