@@ -14,6 +14,7 @@ from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError, number_of
 from scalebench.families import FAMILIES, ForeignCodeError
+from scalebench.families.outline import outline
 from scalebench.running.lineage import check_circle
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
@@ -57,8 +58,7 @@ class ParentTrial:
             return
         import torch
 
-        with torch.device("meta"):
-            module = FAMILIES[self.trial.family].build(config, "eager")
+        module = outline(FAMILIES[self.trial.family], config)
         expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
         with safetensors.safe_open(str(self.attempt / WEIGHTS), "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
