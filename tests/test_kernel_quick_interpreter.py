@@ -141,5 +141,5 @@ def test_what_does_not_fit_is_refused_as_by_triton():
         at = tl.arange(0, 4)
         tl.store(out + at, tl.load(a + at, mask=tl.arange(0, 8) < 3))
 
-    with pytest.raises(Exception, match="incompatible dimensions|Cannot make_shape_compatible"):
+    with pytest.raises(Exception, match=r"incompatible dimensions|Cannot make_shape_compatible"):
         wide_mask[(1,)](torch.zeros(8), torch.zeros(8))
