@@ -107,7 +107,7 @@ def _project(problem: Problem, grid: Array) -> tuple[Array, Array]:
 def _solved(matrices: Array, right: Array) -> Array:
     """Solutions [batch, m] of non-negative definite systems, which may be singular."""
     if matrices.shape[1] == 1:
-        return right / (matrices[..., 0] * (1 + 1e-13))
+        return right / (matrices[..., 0] + 1e-13 * matrices[..., 0])
     ridge = 1e-13 * np.trace(matrices, axis1=1, axis2=2)[:, None, None] * np.eye(matrices.shape[1])
     return np.asarray(np.linalg.solve(matrices + ridge, right[..., None])[..., 0])
 
@@ -154,9 +154,7 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     """Damped Newton step [batch, P] and its predicted decrease [batch]."""
     gradient, newton, majorant = problem.derivatives(theta, width, terms)
     overflown = _clear_overflow(gradient, newton, majorant)
-    blocked = (
-        ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
-    )
+    blocked = _blocked(problem, theta, gradient)
     # Scaling by the majorant makes the damping free of units; the ridge covers terms that are switched off.
     diagonal = np.sqrt(np.maximum(_diagonal(majorant), 1e-300))
     scale = ~blocked / np.where(blocked | (diagonal <= 1e-140), 1.0, diagonal)
@@ -175,11 +173,21 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     return step, np.where(overflown, np.inf, decrease)
 
 
+def _blocked(problem: Problem, theta: Array, gradient: Array) -> NDArray[np.bool_]:
+    """Which parameters stay where they are, [batch, P]: those pinned, or at a bound and pulled out of the box."""
+    low, high = theta <= problem.lower, theta >= problem.upper
+    if problem.fixed is None and not (low | high).any():  # a pinned parameter is at both of its bounds
+        return low
+    return (low & (gradient >= 0)) | (high & (gradient <= 0)) | ~problem.free
+
+
 def _clear_overflow(*derivatives: Array) -> NDArray[np.bool_]:
     """Set to 0 the derivatives, each [batch, …], of the rows of which any overflows, and return those rows, [batch].
 
     No step leads from there, and a predicted decrease of infinity keeps the row from counting as converged.
     """
+    if all(math.isfinite(np.vdot(each, each)) for each in derivatives):  # quick, and almost always so
+        return np.zeros(len(derivatives[0]), dtype=bool)
     finite = [np.isfinite(each).reshape(len(each), -1).all(axis=1) for each in derivatives]
     overflown = ~np.logical_and.reduce(finite)
     if overflown.any():
