@@ -27,6 +27,7 @@ if gc.isenabled():
     gc.disable()
 
 import pytest
+import quick_commands
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
 from refits_support import refits_of
@@ -38,6 +39,8 @@ from scalebench.running import processes
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETED:
+    quick_commands.speed_up()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Registered first, so called last: the end of a worker process, which would take down all modules one by one.
     atexit.register(os._exit, 0)

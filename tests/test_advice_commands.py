@@ -34,6 +34,7 @@ def test_next_is_the_trial_of_the_package(command) -> None:
     assert json.loads(from_points[1])["chosen"] == output["chosen"]
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     table = surface(0.005)
     table.to_csv("p.csv", index=False)
@@ -158,6 +159,7 @@ def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: st
     assert "lowest error on points held out" in out
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
     table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12 + moved / 2e9})

@@ -268,6 +268,7 @@ def test_a_study_without_hold_out_fits_all_sizes(fit: dict[str, str], held_out: 
     assert series.holds_out is held_out
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_an_analysis_keeps_the_columns_of_its_trials() -> None:
     """A study of one size that grows the data names its x axis and leaves the sizes alone."""
     grown = pd.DataFrame(

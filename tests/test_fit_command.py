@@ -43,6 +43,7 @@ def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     assert json.loads(out) == {"command": "fit"} | document
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_a_fit_made_again_from_its_json_predicts_the_same(command, tmp_path: Path) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     options = ("--loss", "squares", "--space", "raw", "--fix", "alpha=0.34", "--where", "kind == 'big'")
@@ -134,6 +135,7 @@ def test_a_fit_from_before_its_refits_were_kept_loads_as_auto(command) -> None:
         assert "bad.json: the fit in it cannot be made again" in err
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_columns_that_a_law_does_not_use_are_said(command) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     code, _, err = command("fit", "p.csv", "--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
@@ -254,6 +256,7 @@ def test_default_columns() -> None:
     assert law_columns(LAWS["chinchilla"], {"flops": "C", "tokens": "D"}, of_results=False) == both
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
     columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")

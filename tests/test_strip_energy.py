@@ -48,6 +48,7 @@ def test_predict_and_the_strip_give_one_energy():
     assert "energy" in predictions_table([series]).columns
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_without_a_counter_predict_and_the_strip_give_one_reason():
     series = series_with(np.nan)
     series.usable["energy_method"] = "none: no counter readable on a CPU without root"

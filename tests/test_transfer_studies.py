@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ FROM_BASE = {"finetune": "lifecycle-base", "finetune-classes": "lifecycle-base",
 BRANCHED = "decay-branches"
 
 
-def planned(name: str, monkeypatch: pytest.MonkeyPatch) -> list[PlannedTrial]:
-    """Plan a study as if its parents' trials were done."""
+@cache
+def planned(name: str) -> list[PlannedTrial]:
+    """Plan a study as if its parents' trials were done; several tests read the plan of most."""
     study = load_study(name)
     if study.parents is None:
         return plan(study)
@@ -27,20 +29,18 @@ def planned(name: str, monkeypatch: pytest.MonkeyPatch) -> list[PlannedTrial]:
     identity = Parent(weights_sha256="0" * 64, state_sha256=state)
     parents = [
         ParentTrial(each.trial_id, str(study.parents.study), each.trial, Path("nowhere"), identity, each.flops, step)
-        for each in planned(str(study.parents.study), monkeypatch)
+        for each in planned(str(study.parents.study))
         for step in steps
     ]
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(planning, "find_parents", lambda *_: parents)
         return plan(study)
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
 @pytest.mark.parametrize("name", [*FROM_BASE, BRANCHED, "finetune-scratch", "decay-scratch", "decay-trunk"])
-def test_each_has_a_study_for_two_cores_and_one_for_a_gpu(
-    name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = planned(f"{name}{suffix}", monkeypatch)
+def test_each_has_a_study_for_two_cores_and_one_for_a_gpu(name: str, suffix: str) -> None:
+    trials = planned(f"{name}{suffix}")
     assert {trial.trial.family for trial in trials} == {"bert" if name == "finetune-bert" else "gpt"}
     assert len({trial.trial.spec.seed for trial in trials}) >= 3
     assert len({trial.counts.non_embedding for trial in trials}) >= 2
@@ -62,9 +62,9 @@ def _bases(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
-def test_the_design_supports_the_law_of_transfer(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_design_supports_the_law_of_transfer(suffix: str) -> None:
     """Sizes and amounts span more than a factor of three, and each size is trained from scratch, on more data too."""
-    tuned, scratch = (planned(f"{name}{suffix}", monkeypatch) for name in ("finetune", "finetune-scratch"))
+    tuned, scratch = (planned(f"{name}{suffix}") for name in ("finetune", "finetune-scratch"))
     full = [trial for trial in tuned if trial.trial.spec.method == "full"]
     sizes = {trial.counts.non_embedding for trial in full}
     assert sizes == {trial.counts.non_embedding for trial in scratch}
@@ -79,10 +79,8 @@ def test_the_design_supports_the_law_of_transfer(suffix: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])
-def test_branches_have_the_lengths_and_schedule_of_their_runs_from_scratch(
-    suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    branches, scratch = (planned(f"{name}{suffix}", monkeypatch) for name in (BRANCHED, "decay-scratch"))
+def test_branches_have_the_lengths_and_schedule_of_their_runs_from_scratch(suffix: str) -> None:
+    branches, scratch = (planned(f"{name}{suffix}") for name in (BRANCHED, "decay-scratch"))
     lengths = {
         trial.parent.branch_step + trial.steps for trial in branches if trial.parent and trial.parent.branch_step
     }

@@ -93,8 +93,8 @@ class Problem:
 
     def _means(self, terms: NDArray[Any]) -> NDArray[Any]:
         counts = self.places.counts
-        means = (terms * counts).sum(axis=2) / counts.sum() if self.places.shared else terms.mean(axis=2)
-        return np.where(self.free[: terms.shape[1]], means, 0.0)
+        means = (terms * counts).sum(axis=-1) / counts.sum() if self.places.shared else terms.mean(axis=-1)
+        return np.where(self.free[: terms.shape[-2]], means, 0.0)
 
     def _complex_slope(self, exponents: Array, k: int) -> Array:
         """Derivative of the centred log terms by exponent k, [batch, m, p]."""
@@ -207,16 +207,18 @@ class Problem:
         if self.affine:
             return {k: slope[None] for k, slope in enumerate(self.affine.slopes)}, {}
         slopes, bends = self.law.slopes(self.places.logs, exponents)
-        return self._centred(slopes), self._centred(bends)
-
-    def _centred(self, derivatives: dict[Any, Array]) -> dict[Any, Array]:
-        return {key: values - self._means(values)[..., None] for key, values in derivatives.items()}
+        centred = np.stack([*slopes.values(), *bends.values()])
+        centred -= self._means(centred)[..., None]
+        return dict(zip(slopes, centred, strict=False)), dict(zip(bends, centred[len(slopes) :], strict=True))
 
     def _bending(self, theta: Array, pulled: Array, slopes: Slopes, bends: Bends) -> Array:
         """Sum over places of pull * second derivative of the prediction, [batch, P, P], for terms times their pull."""
         coefficients = self.split(theta)[0]
         m = coefficients.shape[1]
         total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
+        if not self.affine:
+            self._bend(total, pulled, coefficients[..., None] * pulled, slopes, bends)
+            return total
         for k, first in slopes.items():
             moved = self._moved(k)
             total[:, moved, m + k] = total[:, m + k, moved] = (pulled[:, moved] * first[:, moved]).sum(axis=2)
@@ -224,12 +226,24 @@ class Problem:
                 if j <= k:
                     bent = (pulled[:, moved] * (first[:, moved] * second[:, moved])).sum(axis=2)
                     total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
+        return total
+
+    @staticmethod
+    def _bend(total: Array, pulled: Array, parts: Array, slopes: Slopes, bends: Bends) -> None:
+        """Fill `total` for log terms that are not linear; `parts` are the terms of the prediction times their pull."""
+        batch, m, _ = pulled.shape
+        moving = m + np.array(list(slopes), dtype=np.intp)
+        first = np.stack([*slopes.values()], axis=1)
+        total[:, moving, :m] = mixed = (first * pulled[:, None]).sum(axis=3)
+        total[:, :m, moving] = mixed.swapaxes(1, 2)
+        flat = first.reshape(batch, len(moving), -1)
+        weighted = flat * parts.reshape(batch, 1, -1)
+        total[:, moving[:, None], moving] = weighted @ flat.swapaxes(1, 2)
         for (k, j), second in bends.items():
-            bent = (coefficients * (pulled * second).sum(axis=2)).sum(axis=1)
+            bent = (parts * second).reshape(batch, -1).sum(axis=1)
             total[:, m + k, m + j] += bent
             if j != k:
                 total[:, m + j, m + k] += bent
-        return total
 
     def sorted(self) -> Problem:
         """The same problem with its rows in the order of their places, where sums over places copy nothing."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +36,21 @@ def starts(problem: Problem) -> Array:
     points, blocks = GRID_POINTS.get(len(law.exponents), 4), 8 if len(law.exponents) == 1 else 4
     bounds = zip(problem.lower[m:], problem.upper[m:], strict=True)
     axes = [_axis(low, high, points) for low, high in bounds]
-    grid = np.array(list(itertools.product(*axes))).reshape(math.prod(map(len, axes)), len(axes))
-    block = np.array(list(itertools.product(*(np.arange(len(axis)) * blocks // points for axis in axes))))
+    grid = _product(axes)
+    block = _product([np.arange(len(axis)) * blocks // points for axis in axes]) @ blocks ** np.arange(len(axes))
     thin = thinned(problem, GRID_ROWS if len(axes) < 3 else GRID_ROWS_MANY)
     with np.errstate(over="ignore", invalid="ignore"):  # grid points far from the data, which come last
         coefficients, squares = _project(thin, grid)
     order = np.argsort(squares, kind="stable")
-    first = np.unique(block.reshape(len(grid), -1)[order], axis=0, return_index=True)[1] if axes else np.array([0])
-    chosen = order[np.sort(first)[: STARTS if len(axes) < 3 else STARTS_MANY]]
+    first = np.sort(np.unique(block[order], return_index=True)[1])
+    chosen = order[first[: STARTS if len(axes) < 3 else STARTS_MANY]]
     return move(np.concatenate([coefficients[chosen], grid[chosen]], axis=1), thin, problem)
+
+
+def _product(axes: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Every combination of one value of each axis, the last varying fastest, [combinations, axes]."""
+    meshes = np.meshgrid(*axes, indexing="ij")
+    return np.stack(meshes, axis=-1).reshape(-1, len(axes)) if axes else np.zeros((1, 0), dtype=np.intp)
 
 
 def _axis(low: float, high: float, points: int) -> Array:
@@ -82,21 +90,26 @@ def _project(problem: Problem, grid: Array) -> tuple[Array, Array]:
     basis, pinned = basis * root, np.where(free, 0.0, problem.lower[:m])
     left = measured * root - np.einsum("m,gmn->gn", pinned, basis)
     gram, slope = basis @ basis.swapaxes(1, 2), (basis @ left[..., None])[..., 0]
-    best, squares = np.tile(pinned, (len(grid), 1)), (left**2).sum(axis=1)
+    everything = (left**2).sum(axis=1)
+    best, squares = np.tile(pinned, (len(grid), 1)), everything.copy()
     for size in range(1, int(free.sum()) + 1):
         for support in itertools.combinations(np.flatnonzero(free), size):
-            block = gram[:, support][:, :, support]
-            ridge = 1e-13 * np.trace(block, axis1=1, axis2=2)[:, None, None] * np.eye(size)
-            solved = np.linalg.solve(block + ridge, slope[:, support, None])[..., 0]
-            gain = (solved * slope[:, support]).sum(axis=1)  # squares removed by these terms
-            better = (solved >= 0).all(axis=1) & ((left**2).sum(axis=1) - gain < squares)
-            squares = np.where(better, (left**2).sum(axis=1) - gain, squares)
-            filled = np.tile(pinned, (len(grid), 1))
-            filled[:, support] = solved
-            best = np.where(better[:, None], filled, best)
+            solved = _solved(gram[:, support][:, :, support], slope[:, support])
+            remaining = everything - (solved * slope[:, support]).sum(axis=1)  # without what these terms remove
+            better = np.flatnonzero((solved >= 0).all(axis=1) & (remaining < squares))
+            squares[better], best[better] = remaining[better], pinned
+            best[better[:, None], support] = solved[better]
     # Keep coefficients off 0, where the exponent of the term has no gradient.
     inside = np.maximum(best, 1e-3 * np.median(measured))
     return np.where(free, np.clip(inside, problem.lower[:m], problem.upper[:m]), pinned), squares
+
+
+def _solved(matrices: Array, right: Array) -> Array:
+    """Solutions [batch, m] of non-negative definite systems, which may be singular."""
+    if matrices.shape[1] == 1:
+        return right / (matrices[..., 0] + 1e-13 * matrices[..., 0])
+    ridge = 1e-13 * np.trace(matrices, axis1=1, axis2=2)[:, None, None] * np.eye(matrices.shape[1])
+    return np.asarray(np.linalg.solve(matrices + ridge, right[..., None])[..., 0])
 
 
 def descend(problem: Problem, theta: Array, width: float, tolerance: float, steps: int) -> tuple[Array, Array, Array]:
@@ -141,9 +154,7 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     """Damped Newton step [batch, P] and its predicted decrease [batch]."""
     gradient, newton, majorant = problem.derivatives(theta, width, terms)
     overflown = _clear_overflow(gradient, newton, majorant)
-    blocked = (
-        ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
-    )
+    blocked = _blocked(problem, theta, gradient)
     # Scaling by the majorant makes the damping free of units; the ridge covers terms that are switched off.
     diagonal = np.sqrt(np.maximum(_diagonal(majorant), 1e-300))
     scale = ~blocked / np.where(blocked | (diagonal <= 1e-140), 1.0, diagonal)
@@ -162,11 +173,21 @@ def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: A
     return step, np.where(overflown, np.inf, decrease)
 
 
+def _blocked(problem: Problem, theta: Array, gradient: Array) -> NDArray[np.bool_]:
+    """Which parameters stay where they are, [batch, P]: those pinned, or at a bound and pulled out of the box."""
+    low, high = theta <= problem.lower, theta >= problem.upper
+    if problem.fixed is None and not (low | high).any():  # a pinned parameter is at both of its bounds
+        return low
+    return (low & (gradient >= 0)) | (high & (gradient <= 0)) | ~problem.free
+
+
 def _clear_overflow(*derivatives: Array) -> NDArray[np.bool_]:
     """Set to 0 the derivatives, each [batch, …], of the rows of which any overflows, and return those rows, [batch].
 
     No step leads from there, and a predicted decrease of infinity keeps the row from counting as converged.
     """
+    if all(math.isfinite(np.vdot(each, each)) for each in derivatives):  # quick, and almost always so
+        return np.zeros(len(derivatives[0]), dtype=bool)
     finite = [np.isfinite(each).reshape(len(each), -1).all(axis=1) for each in derivatives]
     overflown = ~np.logical_and.reduce(finite)
     if overflown.any():
