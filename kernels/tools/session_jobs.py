@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import session_rehearsed
 from session_pool import Job
 
 SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
@@ -31,14 +32,20 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     if device == "cuda" and "attention" in operations:
         jobs += mechanism_jobs(device)
     if "optimizer" in operations:
-        for name in OPTIMIZERS:
-            for dtype in ("bfloat16", "float32"):
-                request = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
-                jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", request, priority=1 if name == "AdamW" else 3))
-        for name in ALGORITHMS:
-            request = {"kind": "rounding", "optimizer": name, "device": device}
-            jobs.append(Job(f"{name}, stochastic rounding", request, priority=1 if name == "adamw" else 3))
+        jobs += optimizer_jobs(device)
     return jobs
+
+
+def optimizer_jobs(device: str) -> Iterator[Job]:
+    """Yield a job for every optimizer over many steps, and for the stochastic rounding of every algorithm."""
+    steps = STEPS if device == "cuda" else session_rehearsed.OPTIMIZER_STEPS
+    for name in OPTIMIZERS:
+        for dtype in ("bfloat16", "float32"):
+            request = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": steps}
+            yield Job(f"{name}, {steps} steps, {dtype}", request, priority=1 if name == "AdamW" else 3)
+    for name in ALGORITHMS:
+        request = {"kind": "rounding", "optimizer": name, "device": device}
+        yield Job(f"{name}, stochastic rounding", request, priority=1 if name == "adamw" else 3)
 
 
 def mechanism_jobs(device: str) -> Iterator[Job]:

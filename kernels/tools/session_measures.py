@@ -250,25 +250,25 @@ EXPORT = """
 import sys, pathlib
 from scalebench.store.comparisons import read_comparisons
 from scalebench.store import export, read_results, write_table
-results, out = map(pathlib.Path, sys.argv[1:])
+results, training, comparisons = map(pathlib.Path, sys.argv[1:])
 trials, compared = read_results(results), read_comparisons(results).frame
 if len(trials.frame):
-    export(trials, out / "train.parquet")
+    export(trials, training)
 if len(compared):
-    write_table(compared, out / "compare.parquet")
+    write_table(compared, comparisons)
 """
 
 
 def keep(session: Session) -> None:
     """Copy the results to OUT: both tables, and the folders that ``scalebench report`` reads."""
     results = session.work / "results"
-    with tarfile.open(session.out / ".results.tar.gz", "w:gz", compresslevel=3) as packed:
+    with session.replacing("results.tar.gz") as archive, tarfile.open(archive, "w:gz", compresslevel=3) as packed:
         for path in sorted(results.rglob("*")):
             if path.is_file() and path.suffix not in (".pt", ".safetensors"):
                 packed.add(path, arcname=f"results/{path.relative_to(results)}")
-    (session.out / ".results.tar.gz").replace(session.out / "results.tar.gz")
     try:
         # Even after the step's deadline: otherwise the last step's results would not be in the tables.
-        session.python("-c", EXPORT, results, session.out, most_s=20, least_s=EXPORT_S)
+        with session.replacing("train.parquet") as training, session.replacing("compare.parquet") as compared:
+            session.python("-c", EXPORT, results, training, compared, most_s=20, least_s=EXPORT_S)
     except RuntimeError as error:  # the folders are kept
         session.say(f"no table: {error}")

@@ -347,18 +347,20 @@ def racecheck(session: Session) -> str:
 
 
 def pack_cache(session: Session) -> str:
-    """Pack the compiled kernels without intermediate text, unless they are too large."""
-    folder, path = session.work / "triton", session.out / "cache.tar.xz"
+    """Pack the compiled kernels without intermediate text, unless they are too large; an older archive is removed."""
+    folder, target = session.work / "triton", session.out / "cache.tar.xz"
     if not folder.exists():
         return "nothing compiled"
     files = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
     listed = "\n".join(str(p.relative_to(session.work)) for p in files)
-    pack = subprocess.run(
-        ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
-        input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
-    )  # fmt: skip
-    size = path.stat().st_size if path.exists() else 0
-    if pack.returncode or size > 16 << 20:
-        path.unlink(missing_ok=True)
-        return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
+    with session.replacing(target.name) as path:
+        pack = subprocess.run(
+            ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
+            input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
+        )  # fmt: skip
+        size = path.stat().st_size if path.exists() else 0
+        if pack.returncode or size > 16 << 20:
+            path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
     return f"{len(files)} files, {size >> 10} KiB"
