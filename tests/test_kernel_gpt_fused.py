@@ -10,6 +10,7 @@ from support import train_spec
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waits, host_reads
 
 from scalebench.families import gpt
 from scalebench.families.modules.gpt_fused import gelu
@@ -102,8 +103,10 @@ def test_the_graph_has_no_breaks_and_one_compilation_serves_all_blocks(form: str
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks, and hides what it causes
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does, for its own use
-@pytest.mark.parametrize("form", FORMS)
-def test_compiled_blocks_add_weight_gradients_in_their_products(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("form", "whole"), [*((form, False) for form in FORMS), ("rms, rotary, tied", True)])
+def test_compiled_blocks_and_models_add_weight_gradients_in_their_products(
+    form: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[bool] = []
 
     def accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
@@ -117,10 +120,13 @@ def test_compiled_blocks_add_weight_gradients_in_their_products(form: str, monke
         copy = WorkingCopy(built, torch.float16, sum_in_products=built is summed)
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
-        for block in copy.module.blocks if built is summed else ():
+        runs = copy.module
+        if built is summed and whole:
+            runs = torch.compile(runs, fullgraph=True, backend=counter)
+        for block in copy.module.blocks if built is summed and not whole else ():
             block.compile(fullgraph=True, dynamic=False, backend=counter)
         for _ in range(2):
-            (copy.module(batch()[0], targets=batch()[1], reduction="mean") * 2.0**6).backward()
+            (runs(batch()[0], targets=batch()[1], reduction="mean") * 2.0**6).backward()
         assert counter.frame_count == (built is summed)
         assert calls == ([False] * 8 + [True] * 8 if built is summed else [])  # two blocks of four linear layers
         gradients.append([parameter.grad.clone() for parameter in built.parameters()])
@@ -205,6 +211,31 @@ def test_checkpointing_recomputes_blocks_of_the_working_copy() -> None:
     assert [count for _, count in gradients] == [2, 4]
     for ours, theirs in zip(gradients[1][0], gradients[0][0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["triton", "fused"])
+def test_no_step_of_the_fused_kernels_reads_a_number_from_the_device(implementation: str) -> None:
+    """Forward and backward of two micro-batches, clipping and update; `fused` with a copy and summing products."""
+    built = model(implementation)
+    spec = train_spec(implementation=implementation, accumulation=2)
+    optimizer = build_optimizer(built, spec)
+    assert type(optimizer).__module__.startswith("scalekernels")
+    runs = built
+    if implementation == "fused":
+        copy = WorkingCopy(built, torch.float32, sum_in_products=True)
+        copy.follow(optimizer)
+        runs = copy.module
+    step = Step(runs, optimizer, NextToken.__new__(NextToken), spec, loss_scaler(torch.device("cpu"), spec))
+    losses = torch.zeros(2)
+    with Waits() as waits, host_reads() as reads:
+        for index in range(2):
+            losses[index] = step(batch())
+    assert waits.seen == []
+    # Targets on a CPU are checked, for each micro-batch; the keys of gradient sums are on the CPU on a GPU, too.
+    assert reads.count(("scalekernels.cross_entropy", "__bool__")) == 4
+    assert set(reads) <= {("scalekernels.cross_entropy", "__bool__"), ("scalebench.workloads.gradient_sums", "__int__")}
+    assert losses[1] < losses[0]
 
 
 SMALL = {"device": "cpu", "precision": "float32", "depth": 1, "width": 16, "head_dim": 16, "batch_size": 2}
