@@ -317,6 +317,20 @@ def test_all_checks_have_names_of_their_own_and_goals_come_early() -> None:
     assert all(job.priority <= 1 and job.memory_bytes > 1e10 for job in goals)
 
 
+def test_the_first_phase_compares_the_losses_of_every_way_to_train_over_200_steps() -> None:
+    from session_jobs import training_jobs
+
+    from scalebench.workloads.agreement import WAYS
+
+    known = {f"{implementation}:{graph}" for implementation, graph in WAYS}
+    ways = {few: [job.what["command"][-1] for job in training_jobs("cuda", few)] for few in (False, True)}
+    assert set(ways[False]) == known
+    assert set(ways[True]) == {way for way in known if not way.endswith(":model")}  # they take too long there
+    for job in training_jobs("cuda", few=False):
+        command = job.what["command"]
+        assert command[command.index("--steps") + 1] == "200"
+
+
 def test_a_rehearsal_takes_few_steps_of_every_optimizer() -> None:
     from session_jobs import check_jobs
 

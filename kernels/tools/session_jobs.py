@@ -93,13 +93,15 @@ def source_sha256(operation: str) -> str:
     return digest.hexdigest()[:16]
 
 
-WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")  # implementation:graph
+# implementation:graph
+WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")
+WHOLE = ("compile:model", "fused:model")  # the slowest to compile
 
 
-def training_jobs(device: str) -> list[Job]:
+def training_jobs(device: str, few: bool) -> list[Job]:
     """Return a job per implementation: train a small GPT and compare its losses with those of float32.
 
-    They take the longest by far, so they start first.
+    They take the longest by far, so they start first; ``few`` leaves out those that compile the model as a whole.
     """
     agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
     return [
@@ -107,7 +109,7 @@ def training_jobs(device: str) -> list[Job]:
             f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
             priority=0, memory_bytes=3e9, timeout_s=130,
         )
-        for way in WAYS
+        for way in (*(() if few else WHOLE), *WAYS)
     ]  # fmt: skip
 
 

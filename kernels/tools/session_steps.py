@@ -216,8 +216,8 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
-        jobs = [*session_jobs.training_jobs(session.device), *jobs]
-        jobs += session_jobs.candidate_jobs(few=session.phase == "second")
+        few = session.phase == "second"
+        jobs = [*session_jobs.training_jobs(session.device, few), *jobs, *session_jobs.candidate_jobs(few)]
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}

@@ -28,7 +28,10 @@ from scalebench.workloads.running import Running
 from scalebench.workloads.training_spec import TrainSpec
 
 REFERENCE, MEASURE = ("eager", "none"), ("sdpa", "none")
-WAYS = (("compile", "blocks"), ("triton", "none"), ("fused", "none"), ("fused", "blocks"), ("fused", "step"))
+WAYS = (
+    ("compile", "blocks"), ("triton", "none"), ("fused", "none"), ("fused", "blocks"), ("fused", "step"),
+    ("compile", "model"), ("fused", "model"),
+)  # fmt: skip
 # Against the measure's own mean distance from float32: two 16-bit runs that round in other places differ by √2 of it on
 # average, and the mean over correlated steps scatters.
 ALLOWED = 2.0
