@@ -19,6 +19,7 @@ from scalebench.running import processes
 KERNELS = Path(__file__).resolve().parents[1]
 ROOT = KERNELS.parent
 RESERVE_S = 8.0  # at the end, for packing
+MOST_BYTES = 16 << 20  # of a file in OUT
 GOOD = ("ok", "unavailable")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import session_rehearsed
-from session import ProgramFailedError, Session, Step
+from session import MOST_BYTES, ProgramFailedError, Session, Step
 
 Shape = Mapping[str, Any]
 
@@ -78,6 +78,7 @@ def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
     return {**sizes, "dtype": "bfloat16"}
 
 
+WEIGHTS, LARGE = (".pt", ".safetensors"), (".gz", ".log")  # files that are never packed, or only if there is room
 TRAINING_S, LAW_S, KEEP_EVERY_S = 200.0, 170.0, 30.0
 APART_S = 0.4  # between the starts of concurrent programs
 CLOSING_S = 6.0  # that a comparison needs after its deadline: it imports pandas and writes its rows
@@ -259,13 +260,27 @@ if len(compared):
 """
 
 
+def pack_results(session: Session, results: Path) -> None:
+    """Pack the folders that ``scalebench report`` reads, and profiles unless the archive would be too large."""
+    files = [path for path in sorted(results.rglob("*")) if path.is_file() and path.suffix not in WEIGHTS]
+    with session.replacing("results.tar.gz") as archive:
+        pack(archive, results, files)
+        if archive.stat().st_size > MOST_BYTES:
+            session.say(f"results.tar.gz: {archive.stat().st_size >> 20} MiB; without profiles and logs")
+            pack(archive, results, [path for path in files if path.suffix not in LARGE])
+
+
+def pack(archive: Path, results: Path, files: Sequence[Path]) -> None:
+    """Write a new archive with files of the folder ``results``."""
+    with tarfile.open(archive, "w:gz", compresslevel=3) as packed:
+        for path in files:
+            packed.add(path, arcname=f"results/{path.relative_to(results)}")
+
+
 def keep(session: Session) -> None:
     """Copy the results to OUT: both tables, and the folders that ``scalebench report`` reads."""
     results = session.work / "results"
-    with session.replacing("results.tar.gz") as archive, tarfile.open(archive, "w:gz", compresslevel=3) as packed:
-        for path in sorted(results.rglob("*")):
-            if path.is_file() and path.suffix not in (".pt", ".safetensors"):
-                packed.add(path, arcname=f"results/{path.relative_to(results)}")
+    pack_results(session, results)
     try:
         # Even after the step's deadline: otherwise the last step's results would not be in the tables.
         with session.replacing("train.parquet") as training, session.replacing("compare.parquet") as compared:

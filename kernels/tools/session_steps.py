@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
+from session import KERNELS, MOST_BYTES, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
 from session_after import after_training
 from session_measures import measuring_steps
 from session_pool import Pool
@@ -359,7 +359,7 @@ def pack_cache(session: Session) -> str:
             input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
         )  # fmt: skip
         size = path.stat().st_size if path.exists() else 0
-        if pack.returncode or size > 16 << 20:
+        if pack.returncode or size > MOST_BYTES:
             path.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
