@@ -18,6 +18,7 @@ from session import KERNELS, MOST_BYTES, RESERVE_S, ROOT, ProgramFailedError, Se
 from session_after import after_training
 from session_measures import measuring_steps
 from session_pool import Pool
+from tuning_workers import problems
 
 from scalebench.running import processes
 
@@ -274,9 +275,11 @@ def tuning(session: Session, quick: bool = False) -> str:
     """Time the candidates of every tunable kernel, alone on the device; later steps use the fastest."""
     if session.device == "cpu":
         return "needs a GPU"
-    output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
+    output, table, failed = (session.work / f"{name}.json" for name in ("tuned-rows", "tuned", "failed-candidates"))
+    jobs = session_jobs.candidate_jobs(few=session.phase == "second")
+    failed.write_text(json.dumps(problems(jobs, session.checks)), encoding="utf-8")
     try:
-        session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))
+        session.python(TOOLS / "tuning.py", "--output", output, "--failed", failed, *(["--quick"] if quick else []))
     finally:  # the program writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
