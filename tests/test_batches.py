@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from scalebench.families import gpt
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
+from scalebench.workloads import agreement
 from scalebench.workloads.batches import AHEAD, batches, prefetched, to_device
 from scalebench.workloads.loop import train
 
@@ -95,6 +97,26 @@ def test_no_step_reads_a_number_from_the_device(implementation: str) -> None:
     with Waits() as waits:
         float(losses[0])
     assert waits.seen  # the counter counts
+
+
+def test_a_step_that_waits_fails_the_check_of_its_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unwaiting_steps(implementation: str, graph: str) -> int:
+        if graph == "model":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return 10
+
+    agrees = {"sdpa none": {"agrees": True}, "fused step": {"agrees": True}, "fused model": {"agrees": True}}
+    monkeypatch.setattr(agreement, "compare_losses", lambda *_, **__: agrees)
+    monkeypatch.setattr(agreement, "unwaiting_steps", unwaiting_steps)
+    assert agreement.main(["--ways", "fused:step", "--unwaiting"]) == 0
+    assert agreement.main(["--ways", "fused:step,fused:model"]) == 0
+    capsys.readouterr()
+    assert agreement.main(["--ways", "fused:step,fused:model", "--unwaiting"]) == 1
+    rows = {row["way"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["fused model"]["waits"] == "RuntimeError: called a synchronizing CUDA operation"
+    assert "waits" not in rows["fused step"]
 
 
 def test_a_view_is_made_contiguous_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,7 +317,7 @@ def test_all_checks_have_names_of_their_own_and_goals_come_early() -> None:
     assert all(job.priority <= 1 and job.memory_bytes > 1e10 for job in goals)
 
 
-def test_the_first_phase_compares_the_losses_of_every_way_to_train_over_200_steps() -> None:
+def test_the_first_phase_compares_the_losses_of_every_way_over_200_steps_and_looks_for_waits() -> None:
     from session_jobs import training_jobs
 
     from scalebench.workloads.agreement import WAYS
@@ -329,6 +329,7 @@ def test_the_first_phase_compares_the_losses_of_every_way_to_train_over_200_step
     for job in training_jobs("cuda", few=False):
         command = job.what["command"]
         assert command[command.index("--steps") + 1] == "200"
+        assert "--unwaiting" in command
 
 
 def test_a_rehearsal_takes_few_steps_of_every_optimizer() -> None:

@@ -206,14 +206,13 @@ for line in sys.stdin:
 def test_candidates_are_tried_in_parallel_processes_and_those_that_fail_in_any_way_are_named(tmp_path, monkeypatch):
     codes = ["a: 0", "a: 1", "a: 2", "b: 0", "b: 1"]
     jobs = [Job(f"candidate: {code}", {"kind": "candidate", "code": code}, timeout_s=0.5) for code in codes]
-    monkeypatch.setattr(tuning_workers, "candidate_jobs", lambda few: jobs)
     pool = tuning_workers._pool
 
     def with_fake_worker(*arguments: Any) -> Any:
         return dataclasses.replace(pool(*arguments), command=(sys.executable, "-c", TRYING))
 
     monkeypatch.setattr(tuning_workers, "_pool", with_fake_worker)
-    failed = tuning_workers.try_all(False, 2, 1e12, tmp_path / "rows.log")
+    failed = tuning_workers.try_all(jobs, 2, 1e12, tmp_path / "rows.log")
     assert sorted(failed) == ["a: 1", "a: 2", "b: 1"]
     assert "SIGSEGV" in failed["a: 1"]
     assert failed["a: 2"].startswith("timeout: ")

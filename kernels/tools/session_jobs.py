@@ -18,8 +18,7 @@ ALGORITHMS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "lion")
 DTYPES = ("bfloat16", "float16", "float32")
 STEPS = 1000  # of an optimizer check
 LOSSES = 200  # steps of a training check
-# Device memory limits of a check: at the goals' shapes, of a candidate at such a shape, of all others.
-LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 20e9, 3e9, 1.5e9
+LARGE_BYTES, SMALL_BYTES = 20e9, 1.5e9  # device memory limits of a check: at the goals' shapes, of all others
 
 
 def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
@@ -101,9 +100,11 @@ WHOLE = ("compile:model", "fused:model")  # the slowest to compile
 def training_jobs(device: str, few: bool) -> list[Job]:
     """Return a job per implementation: train a small GPT and compare its losses with those of float32.
 
-    They take the longest by far, so they start first; ``few`` leaves out those that compile the model as a whole.
+    They take the longest by far, so they start first; ``few`` leaves out those that compile the model as a whole, and
+    the check that no step waits for the device.
     """
     agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
+    agreement += [] if few else ["--unwaiting"]
     return [
         Job(
             f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
@@ -116,8 +117,6 @@ def training_jobs(device: str, few: bool) -> list[Job]:
 def candidate_jobs(few: bool) -> list[Job]:
     """Return the jobs that compile the candidates of the tunable kernels before they are timed; see ``tuning``."""
     import tuning
+    from tuning_workers import jobs_of
 
-    return [
-        Job(f"candidate: {job['tunable']}: {job['candidate']}", job, 2, CANDIDATE_BYTES)
-        for job in tuning.candidate_jobs(few)
-    ]
+    return jobs_of(tuning.candidate_jobs(few))

@@ -319,10 +319,11 @@ def failed_before(options: argparse.Namespace) -> dict[str, str]:
     if options.failed:
         known: dict[str, str] = json.loads(options.failed.read_text(encoding="utf-8"))
         return known
-    from tuning_workers import try_all
+    from tuning_workers import jobs_of, try_all
 
     free, _ = torch.cuda.mem_get_info()
-    return try_all(options.quick, options.workers, MEMORY_SHARE * free, options.output.with_suffix(".log"))
+    jobs = jobs_of(candidate_jobs(options.quick))
+    return try_all(jobs, options.workers, MEMORY_SHARE * free, options.output.with_suffix(".log"))
 
 
 def measure_all(every: Iterator[Tunable], clock: Clock, output: Path, failed: Mapping[str, str]) -> None:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from session_jobs import candidate_jobs
 from session_pool import Job, Pool, Result
 
 TRYING_S = 900.0  # at most, for all candidates; those that were not tried are launched all the same
 FAILED = ("failed", "crashed", "timeout")
+CANDIDATE_BYTES = 3e9  # device memory of a candidate, at a goal's shape
 
 
-def try_all(few: bool, workers: int, memory_bytes: float, log: Path) -> dict[str, str]:
-    """Compile and check every candidate on ``workers`` processes; return the problem of each that failed, by its code.
+def jobs_of(candidates: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """Return the jobs that compile and try candidates; see ``tuning.candidate_jobs``."""
+    return [Job(f"candidate: {each['tunable']}: {each['candidate']}", each, 2, CANDIDATE_BYTES) for each in candidates]
+
+
+def try_all(jobs: Sequence[Job], workers: int, memory_bytes: float, log: Path) -> dict[str, str]:
+    """Run the jobs of candidates on ``workers`` processes; return the problem of each that failed, by its code.
 
     ``memory_bytes`` is the device memory that all of them may take together; ``log`` gets what they print.
     """
-    jobs, results = candidate_jobs(few), list[Result]()
+    results: list[Result] = []
     _pool(workers, memory_bytes, log, results).run(jobs)
     return problems(jobs, {result["name"]: result for result in results})
 
