@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from support import train_spec
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waits
 
 from scalebench.data import open_source
 from scalebench.families import gpt
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
+from scalebench.workloads import agreement
 from scalebench.workloads.batches import AHEAD, batches, prefetched, to_device
 from scalebench.workloads.loop import train
 
@@ -78,21 +81,6 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted() -> 
         next(coming)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes a host wait for a device: a tensor read as a number or a truth value, or searched."""
-
-    WAITING = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.nonzero", "aten.equal", "aten.masked_select")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if str(function).startswith(self.WAITING):
-            self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_no_step_reads_a_number_from_the_device(implementation: str) -> None:
     """On a CPU: what would wait on a GPU. Torch's own clipping and AdamW are part of it."""
@@ -111,6 +99,26 @@ def test_no_step_reads_a_number_from_the_device(implementation: str) -> None:
     assert waits.seen  # the counter counts
 
 
+def test_a_step_that_waits_fails_the_check_of_its_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unwaiting_steps(implementation: str, graph: str) -> int:
+        if graph == "model":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return 10
+
+    agrees = {"sdpa none": {"agrees": True}, "fused step": {"agrees": True}, "fused model": {"agrees": True}}
+    monkeypatch.setattr(agreement, "compare_losses", lambda *_, **__: agrees)
+    monkeypatch.setattr(agreement, "unwaiting_steps", unwaiting_steps)
+    assert agreement.main(["--ways", "fused:step", "--unwaiting"]) == 0
+    assert agreement.main(["--ways", "fused:step,fused:model"]) == 0
+    capsys.readouterr()
+    assert agreement.main(["--ways", "fused:step,fused:model", "--unwaiting"]) == 1
+    rows = {row["way"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["fused model"]["waits"] == "RuntimeError: called a synchronizing CUDA operation"
+    assert "waits" not in rows["fused step"]
+
+
 def test_a_view_is_made_contiguous_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned: list[torch.Tensor] = []
 
@@ -124,3 +132,60 @@ def test_a_view_is_made_contiguous_before_it_is_pinned(monkeypatch: pytest.Monke
     (sent,) = to_device((whole[:, :-1],), torch.device("cuda"))
     assert pinned[0].is_contiguous()
     assert torch.equal(sent, whole[:, :-1])
+
+
+class Event:
+    """What a stream had been given to do when it was recorded."""
+
+    def __init__(self, work: list[str]) -> None:
+        self.work = list(work)
+
+
+class FakeStream:
+    """A CUDA stream that notes what it does: copies, waits and the tensors that it uses."""
+
+    def __init__(self, *_: object) -> None:
+        self.work: list[str] = []
+        self.uses: list[int] = []
+
+    def record_event(self) -> Event:
+        return Event(self.work)
+
+    def wait_event(self, event: Event) -> None:
+        self.work += [f"after {name}" for name in event.work]
+
+
+def test_copies_run_on_another_stream_from_pinned_memory_and_the_compute_stream_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute, active, made = FakeStream(), threading.local(), []
+
+    @contextmanager
+    def on(stream: FakeStream):
+        before, active.stream = getattr(active, "stream", compute), stream
+        yield
+        active.stream = before
+
+    def copied(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        stream = getattr(active, "stream", compute)
+        assert id(tensor) in pinned
+        assert non_blocking
+        made.append(stream)
+        stream.work.append(f"copy {tensor.item()}")
+        return tensor
+
+    pinned: set[int] = set()
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.add(id(tensor)) or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.uses.append(tensor.item()))
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: compute)
+    coming = prefetched(lambda step: (torch.tensor(step),), range(4), torch.device("cuda"))
+    for step, _ in enumerate(coming):
+        assert compute.work[-1] == f"after copy {step}"  # before the batch is used, and without the host
+        assert compute.uses == list(range(step + 1))
+    assert len(made) == 4
+    assert len({id(stream) for stream in made}) == 1
+    assert compute not in made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -52,6 +54,30 @@ def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     assert {path.name for path in session.out.iterdir()} == FILES
     assert len(pd.read_parquet(session.out / "train.parquet")) == 1
     assert pd.read_parquet(session.out / "compare.parquet")["provider"].tolist() == ["eager"]
+    with tarfile.open(session.out / "results.tar.gz") as packed:
+        packed.extractall(tmp_path / "elsewhere", filter="data")
+    page = tmp_path / "page.html"
+    scalebench.report(tmp_path / "elsewhere" / "results", page)  # what `scalebench report` does
+    assert small_study.stem in page.read_text()
+
+
+def test_an_archive_that_would_be_too_large_leaves_out_profiles_and_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(tmp_path)
+    results, chance = session.work / "results", random.Random(0)
+    for name in ("profile-fused-768.json.gz", "trial.log", "record.json", "weights.safetensors"):
+        (results / name).write_bytes(chance.randbytes(2000))
+    session_measures.pack_results(session, results)
+    with tarfile.open(session.out / "results.tar.gz") as packed:
+        assert set(packed.getnames()) == {
+            "results/profile-fused-768.json.gz", "results/trial.log", "results/record.json",
+        }  # fmt: skip
+    monkeypatch.setattr(session_measures, "MOST_BYTES", 3000)
+    session_measures.pack_results(session, results)
+    with tarfile.open(session.out / "results.tar.gz") as packed:
+        assert packed.getnames() == ["results/record.json"]
+    assert (session.out / "results.tar.gz").stat().st_size < 3000
 
 
 def test_what_was_not_accepted_is_told_in_one_short_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -198,6 +199,80 @@ def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) ->
     assert not after > 1 or "| step 0 | ok |" in (out / "summary.md").read_text()
 
 
+KILLED_WHILE_REPLACING = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import session_measures, session_steps
+from session import Session
+session = Session.begin(phase="first", out=Path({out!r}), work=Path({work!r}), carried=None, workers=1, device="cpu",
+                        deadline=time.monotonic() + 60)
+(session.work / "triton").mkdir()
+(session.work / "triton" / "kernel.cubin").write_text("machine code")
+session.python = lambda *words, **_: [Path(word).write_text("new") for word in words[-2:]]  # the export of tables
+rename = Path.replace
+def replace(path, target):
+    if target == session.out / {name!r}:
+        assert path.stat().st_size and target.read_text() == "old"
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+Path.replace = replace
+session.write()
+session_measures.keep(session)
+session_steps.pack_cache(session)
+"""
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"log.txt"}))
+def test_a_kill_while_a_file_is_replaced_leaves_the_old_one_and_no_other(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for other in FILES:
+        (out / other).write_text("old")
+    program = KILLED_WHILE_REPLACING.format(
+        paths=[str(TOOLS), str(REPOSITORY)], out=str(out), work=str(tmp_path / "work"), name=name
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=child_environment(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert {path.name for path in out.iterdir()} == FILES
+    assert (out / name).read_text() == "old"
+
+
+def test_files_are_written_outside_of_out_where_they_can_be_renamed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    session = make_session(tmp_path)
+    session.say("kept")
+    assert session.staging == work / "staging"
+    own, rename = [work], Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if any(path.is_relative_to(folder) for folder in own):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert make_session(tmp_path).staging == tmp_path / ".out-staging"  # the scratch folder is of another file system
+    own.append(tmp_path / ".out-staging")
+    session = make_session(tmp_path)
+    assert session.staging == out  # so is everything outside of OUT
+    session.write()
+    assert {path.name for path in out.iterdir()} == {"log.txt", "summary.md", "check.json", "tune.json"}
+    assert "kept" in (out / "log.txt").read_text()
+
+
+def test_a_file_that_could_not_be_written_anew_stays_as_it_was(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    (session.out / "train.parquet").write_text("old")
+    with pytest.raises(ZeroDivisionError), session.replacing("train.parquet") as path:
+        path.write_text("half of the ne") / 0
+    with session.replacing("train.parquet") as path:
+        assert not path.exists()  # and nothing is written
+    assert (session.out / "train.parquet").read_text() == "old"
+    assert not list(session.staging.iterdir())
+
+
 # --- what the phases do ----------------------------------------------------------------------------------------------
 
 
@@ -240,6 +315,29 @@ def test_all_checks_have_names_of_their_own_and_goals_come_early() -> None:
     goals = [job for job in jobs if "T8192" in job.name]
     assert goals
     assert all(job.priority <= 1 and job.memory_bytes > 1e10 for job in goals)
+
+
+def test_the_first_phase_compares_the_losses_of_every_way_over_200_steps_and_looks_for_waits() -> None:
+    from session_jobs import training_jobs
+
+    from scalebench.workloads.agreement import WAYS
+
+    known = {f"{implementation}:{graph}" for implementation, graph in WAYS}
+    ways = {few: [job.what["command"][-1] for job in training_jobs("cuda", few)] for few in (False, True)}
+    assert set(ways[False]) == known
+    assert set(ways[True]) == {way for way in known if not way.endswith(":model")}  # they take too long there
+    for job in training_jobs("cuda", few=False):
+        command = job.what["command"]
+        assert command[command.index("--steps") + 1] == "200"
+        assert "--unwaiting" in command
+
+
+def test_a_rehearsal_takes_few_steps_of_every_optimizer() -> None:
+    from session_jobs import check_jobs
+
+    jobs = {device: check_jobs(device, ("optimizer",)) for device in ("cuda", "cpu")}
+    steps = {device: [job.what["steps"] for job in of if job.what["kind"] == "steps"] for device, of in jobs.items()}
+    assert steps == {"cuda": [1000] * 10, "cpu": [20] * 10}
 
 
 def test_a_case_that_was_right_is_not_checked_again_by_the_same_source(tmp_path: Path) -> None:

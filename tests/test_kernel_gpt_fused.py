@@ -10,6 +10,7 @@ from support import train_spec
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waits, host_reads
 
 from scalebench.families import gpt
 from scalebench.families.modules.gpt_fused import gelu
@@ -140,6 +141,37 @@ class Casts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Dtypes(TorchDispatchMode):
+    """Collects the dtypes of all results with as many numbers as the residual stream, and of the kernels' inputs."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.stream, self.inputs = size, set(), {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "scalekernels":
+            self.inputs.setdefault(function._opname, set()).add(args[0].dtype)
+        results = function(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple) else (results,):
+            if isinstance(result, Tensor) and result.numel() == self.size:
+                self.stream.add(result.dtype)
+        return results
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stream_norms_and_loss_take_16_bits_from_float32_master_weights(form: str) -> None:
+    built = model("fused", **FORMS[form])
+    copy = WorkingCopy(built, torch.float16, sum_in_products=True)
+    with Dtypes(2 * 20 * 16) as dtypes:
+        copy.module(batch()[0], targets=batch()[1], reduction="mean").backward()
+    assert dtypes.stream == {torch.float16}  # forward and backward
+    assert dtypes.inputs.pop("scaled_gradient") == {torch.float32}  # the head's, which is summed over chunks
+    assert dtypes.inputs.keys() > {"norm", "norm_gradients", "linear_cross_entropy", "attention"}
+    assert set().union(*dtypes.inputs.values()) == {torch.float16}
+    assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in built.parameters()} == {torch.float32}
+
+
 def step_on(built: nn.Module, accumulation: int, dtype: torch.dtype | None) -> tuple[Step, WorkingCopy | None]:
     # Torch's own optimizer: the fused one takes seconds a step under the interpreter.
     spec = train_spec(implementation="sdpa", accumulation=accumulation, optimizer="sgd", learning_rate=0.3)
@@ -207,14 +239,39 @@ def test_checkpointing_recomputes_blocks_of_the_working_copy() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["triton", "fused"])
+def test_no_step_of_the_fused_kernels_reads_a_number_from_the_device(implementation: str) -> None:
+    """Forward and backward of two micro-batches, clipping and update; `fused` with a copy and summing products."""
+    built = model(implementation)
+    spec = train_spec(implementation=implementation, accumulation=2)
+    optimizer = build_optimizer(built, spec)
+    assert type(optimizer).__module__.startswith("scalekernels")
+    runs = built
+    if implementation == "fused":
+        copy = WorkingCopy(built, torch.float32, sum_in_products=True)
+        copy.follow(optimizer)
+        runs = copy.module
+    step = Step(runs, optimizer, NextToken.__new__(NextToken), spec, loss_scaler(torch.device("cpu"), spec))
+    losses = torch.zeros(2)
+    with Waits() as waits, host_reads() as reads:
+        for index in range(2):
+            losses[index] = step(batch())
+    assert waits.seen == []
+    # Targets on a CPU are checked, for each micro-batch; the keys of gradient sums are on the CPU on a GPU, too.
+    assert reads.count(("scalekernels.cross_entropy", "__bool__")) == 4
+    assert set(reads) <= {("scalekernels.cross_entropy", "__bool__"), ("scalebench.workloads.gradient_sums", "__int__")}
+    assert losses[1] < losses[0]
+
+
 SMALL = {"device": "cpu", "precision": "float32", "depth": 1, "width": 16, "head_dim": 16, "batch_size": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["rotary", "learned"])
-def test_every_implementation_trains_alike(form: str) -> None:
+@pytest.mark.parametrize(("form", "steps"), [("rotary", 24), ("learned", 3)])  # ten of warm-up, twelve of decay
+def test_every_implementation_trains_alike(form: str, steps: int) -> None:
     ways = (("triton", "none"), ("fused", "none"))
-    results = compare_losses(ways, steps=3, length=16, form=form, **SMALL)
+    results = compare_losses(ways, steps, length=16, form=form, **SMALL)
     assert [result["agrees"] for result in results.values()] == [True] * 3, results
     assert max(result["worst_nats"] for result in results.values()) < 5e-6
 

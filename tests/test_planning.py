@@ -274,19 +274,3 @@ def test_what_another_machine_could_run_is_planned(load) -> None:
     assert len(plan(load(MLP.format("mlp").replace("200, 300", "1e4, 2e4"), *settings))) == (
         4 if torch.cuda.is_available() else 8
     )
-
-
-def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:
-    from scalebench.running.step_model import Ceilings, step_kernels, summary
-
-    shape = "depth = 12\nwidth = 768\nvocab_size = 50304\n[train]\nsequence_length = 1024\nbatch_size = 32\n"
-    (planned,) = plan(load(GPT + shape + 'implementation = "fused"\nprecision = "bfloat16"\nsteps = 1\n'))
-    config, spec = gpt.Config(**planned.trial.model), planned.trial.spec
-    arithmetic = sum(kernel.flops for kernel in step_kernels(config, spec))
-    # Attention's backward pass computes the scores again: 3.5 times its forward pass where the count has 3.
-    again = 32 * gpt.count(config, 1024).attention_flops // 2
-    assert arithmetic == pytest.approx(planned.flops + again, rel=2e-3)
-    step = summary(config, spec, Ceilings(), 989e12)
-    assert sum(kernel["seconds"] for kernel in step["kernels"]) == pytest.approx(step["seconds"])
-    assert summary(config, spec, Ceilings(attention=20e12), None)["holds_back"] == "attention backward"
-    assert summary(config, spec, Ceilings(memory=0.1e12), None)["holds_back"] == "GELU"

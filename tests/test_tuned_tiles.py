@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
+import sys
 from typing import Any
 
 import compiled_table
 import pytest
 import torch
 import tuning
+import tuning_workers
 from scalekernels.attention import hopper, hopper_compilations, hopper_gradients, tuned
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.hopper_gradients import BackwardTile, Method
+from session_pool import Job
 
 METHOD_KERNELS = {kernel: deterministic for deterministic, kernel in hopper_gradients.METHOD_ROWS.items()}
 VERSIONS = {"date": "2030-01-02", "device": "D", "torch": "2", "triton": "3", "ptxas": "13", "python": "3"}
@@ -178,3 +183,75 @@ def test_quick_tuning_has_methods_with_the_shipped_one_first():
     assert len(names["method D128 T8192 causal"]) > 1
     assert "method-any-order D64 T1024 full" in names
     assert not any(name.startswith(("keys", "queries")) for name in names)
+
+
+class FakeTimer:
+    def take(self) -> float:
+        return 1e-3
+
+
+class FakeClock:
+    def timer(self, work: Any, calls: int) -> FakeTimer:
+        assert calls == 1
+        work()
+        return FakeTimer()
+
+
+@pytest.mark.parametrize("crashed", [None, 0, 1])
+def test_a_candidate_whose_worker_crashed_is_not_launched_again(crashed):
+    (tunable,) = [each for each in tuning.tunables() if each.name == "method D64 T1024 causal"]
+    launched = []
+    tunable = dataclasses.replace(tunable, make=lambda: lambda candidate: launched.append(candidate) or [torch.ones(2)])
+    failed = {} if crashed is None else {tuning.code_of(tunable, tunable.candidates[crashed]): "crashed: SIGSEGV"}
+    if crashed == 0:
+        with pytest.raises(RuntimeError, match="the shipped one crashed: SIGSEGV"):
+            tuning.measure(tunable, FakeClock(), failed)
+        assert launched == []
+        return
+    rows = tuning.measure(tunable, FakeClock(), failed)
+    assert [row["problem"] for row in rows] == [
+        "crashed: SIGSEGV" if place == crashed else None for place in range(len(rows))
+    ]
+    assert (tunable.candidates[1] in launched) == (crashed is None)
+    assert sum(row["winner"] for row in rows) == 1
+    assert ["time_median_s" in row for row in rows] == [row["problem"] is None for row in rows]
+
+
+# A worker that crashes on one candidate, hangs on another and finds a third wrong.
+TRYING = """
+import json, os, signal, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    match json.loads(line)["code"]:
+        case "a: 1": os.kill(os.getpid(), signal.SIGSEGV)
+        case "a: 2": time.sleep(600)
+        case "b: 0": print(json.dumps({"status": "failed", "problem": "OutOfMemoryError: others"}), flush=True)
+        case "b: 1": print(json.dumps({"status": "failed", "problem": "result 0 differs by 1"}), flush=True)
+        case _: print(json.dumps({"status": "ok"}), flush=True)
+"""
+
+
+def test_candidates_are_tried_in_parallel_processes_and_those_that_fail_in_any_way_are_named(tmp_path, monkeypatch):
+    codes = ["a: 0", "a: 1", "a: 2", "b: 0", "b: 1"]
+    jobs = [Job(f"candidate: {code}", {"kind": "candidate", "code": code}, timeout_s=0.5) for code in codes]
+    pool = tuning_workers._pool
+
+    def with_fake_worker(*arguments: Any) -> Any:
+        return dataclasses.replace(pool(*arguments), command=(sys.executable, "-c", TRYING))
+
+    monkeypatch.setattr(tuning_workers, "_pool", with_fake_worker)
+    failed = tuning_workers.try_all(jobs, 2, 1e12, tmp_path / "rows.log")
+    assert sorted(failed) == ["a: 1", "a: 2", "b: 1"]
+    assert "SIGSEGV" in failed["a: 1"]
+    assert failed["a: 2"].startswith("timeout: ")
+    assert failed["b: 1"] == "failed: result 0 differs by 1"
+    given = tmp_path / "failed.json"
+    given.write_text(json.dumps(failed))
+    assert tuning.failed_before(argparse.Namespace(failed=given)) == failed  # tried before: not again
+
+
+def test_every_candidate_has_a_code_of_its_own_that_its_job_carries():
+    jobs = list(tuning.candidate_jobs())
+    assert len({job["code"] for job in jobs}) == len(jobs)
+    codes = {tuning.code_of(each, candidate) for each in tuning.tunables() for candidate in each.candidates}
+    assert codes == {job["code"] for job in jobs}

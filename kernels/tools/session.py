@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scalebench.running import processes
 KERNELS = Path(__file__).resolve().parents[1]
 ROOT = KERNELS.parent
 RESERVE_S = 8.0  # at the end, for packing
+MOST_BYTES = 16 << 20  # of a file in OUT
 GOOD = ("ok", "unavailable")
 
 
@@ -45,6 +47,7 @@ class Session:
 
     phase: str
     out: Path
+    staging: Path  # where files are written before they replace those in ``out``
     work: Path
     carried: Path | None
     workers: int
@@ -67,10 +70,11 @@ class Session:
         """Create the folders and the environment for the session's processes."""
         for folder in (out, work, work / "results"):
             folder.mkdir(parents=True, exist_ok=True)
-        environment = environment_of(work.resolve(), settings["device"])
+        out, work = out.resolve(), work.resolve()
         return cls(
-            out=out.resolve(), work=work.resolve(), clock=clock, begun=clock(), environment=environment, **settings
-        )
+            out=out, staging=staging_of(out, work), work=work, clock=clock, begun=clock(),
+            environment=environment_of(work, settings["device"]), **settings,
+        )  # fmt: skip
 
     @property
     def good(self) -> bool:
@@ -138,9 +142,23 @@ class Session:
         self._put("summary.md", self.summary())
 
     def _put(self, name: str, text: str) -> None:
-        path = self.out / f".{name}"
-        path.write_text(text, encoding="utf-8")
-        path.replace(self.out / name)
+        with self.replacing(name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Give the path where a new version of a file of OUT is to be written; it replaces the old one at the end.
+
+        If nothing was written there, or an exception is raised, the old file stays.
+        """
+        path = self.staging / (name if self.staging != self.out else f".{name}")
+        path.unlink(missing_ok=True)
+        try:
+            yield path
+            if path.exists():
+                path.replace(self.out / name)
+        finally:
+            path.unlink(missing_ok=True)
 
     def summary(self) -> str:
         """Return the outcome of every step, and every check that failed."""
@@ -154,6 +172,26 @@ class Session:
         if self.coverage:
             lines += ["", f"{self.coverage['launched']} of {self.coverage['shipped']} shipped configurations launched."]
         return "\n".join(lines) + "\n"
+
+
+def staging_of(out: Path, work: Path) -> Path:
+    """Return a folder outside ``out`` from where files can be renamed into it, so that ``out`` never has more files.
+
+    A file is replaced atomically only within one file system: the scratch folder, or else a folder beside ``out``. If
+    ``out`` is a file system of its own there is none, and the result is ``out`` itself. log.txt, created if there is
+    none, shows by being replaced whether renaming works.
+    """
+    log = out / "log.txt"
+    for folder in (work / "staging", out.parent / f".{out.name}-staging"):
+        try:
+            folder.mkdir(exist_ok=True)
+            copy = folder / log.name
+            copy.write_bytes(log.read_bytes() if log.exists() else b"")
+            copy.replace(log)
+        except OSError:  # of another file system, or read-only
+            continue
+        return folder
+    return out
 
 
 def cell(text: str) -> str:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import session_rehearsed
 from session_pool import Job
 
 SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
@@ -17,8 +18,7 @@ ALGORITHMS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "lion")
 DTYPES = ("bfloat16", "float16", "float32")
 STEPS = 1000  # of an optimizer check
 LOSSES = 200  # steps of a training check
-# Device memory limits of a check: at the goals' shapes, of a candidate at such a shape, of all others.
-LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 20e9, 3e9, 1.5e9
+LARGE_BYTES, SMALL_BYTES = 20e9, 1.5e9  # device memory limits of a check: at the goals' shapes, of all others
 
 
 def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
@@ -31,14 +31,20 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     if device == "cuda" and "attention" in operations:
         jobs += mechanism_jobs(device)
     if "optimizer" in operations:
-        for name in OPTIMIZERS:
-            for dtype in ("bfloat16", "float32"):
-                request = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
-                jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", request, priority=1 if name == "AdamW" else 3))
-        for name in ALGORITHMS:
-            request = {"kind": "rounding", "optimizer": name, "device": device}
-            jobs.append(Job(f"{name}, stochastic rounding", request, priority=1 if name == "adamw" else 3))
+        jobs += optimizer_jobs(device)
     return jobs
+
+
+def optimizer_jobs(device: str) -> Iterator[Job]:
+    """Yield a job for every optimizer over many steps, and for the stochastic rounding of every algorithm."""
+    steps = STEPS if device == "cuda" else session_rehearsed.OPTIMIZER_STEPS
+    for name in OPTIMIZERS:
+        for dtype in ("bfloat16", "float32"):
+            request = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": steps}
+            yield Job(f"{name}, {steps} steps, {dtype}", request, priority=1 if name == "AdamW" else 3)
+    for name in ALGORITHMS:
+        request = {"kind": "rounding", "optimizer": name, "device": device}
+        yield Job(f"{name}, stochastic rounding", request, priority=1 if name == "adamw" else 3)
 
 
 def mechanism_jobs(device: str) -> Iterator[Job]:
@@ -86,29 +92,31 @@ def source_sha256(operation: str) -> str:
     return digest.hexdigest()[:16]
 
 
-WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")  # implementation:graph
+# implementation:graph
+WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")
+WHOLE = ("compile:model", "fused:model")  # the slowest to compile
 
 
-def training_jobs(device: str) -> list[Job]:
+def training_jobs(device: str, few: bool) -> list[Job]:
     """Return a job per implementation: train a small GPT and compare its losses with those of float32.
 
-    They take the longest by far, so they start first.
+    They take the longest by far, so they start first; ``few`` leaves out those that compile the model as a whole, and
+    the check that no step waits for the device.
     """
     agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
+    agreement += [] if few else ["--unwaiting"]
     return [
         Job(
             f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
             priority=0, memory_bytes=3e9, timeout_s=130,
         )
-        for way in WAYS
+        for way in (*(() if few else WHOLE), *WAYS)
     ]  # fmt: skip
 
 
 def candidate_jobs(few: bool) -> list[Job]:
     """Return the jobs that compile the candidates of the tunable kernels before they are timed; see ``tuning``."""
     import tuning
+    from tuning_workers import jobs_of
 
-    return [
-        Job(f"candidate: {job['tunable']}: {job['candidate']}", job, 2, CANDIDATE_BYTES)
-        for job in tuning.candidate_jobs(few)
-    ]
+    return jobs_of(tuning.candidate_jobs(few))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import session_rehearsed
-from session import ProgramFailedError, Session, Step
+from session import MOST_BYTES, ProgramFailedError, Session, Step
 
 Shape = Mapping[str, Any]
 
@@ -78,6 +78,7 @@ def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
     return {**sizes, "dtype": "bfloat16"}
 
 
+WEIGHTS, LARGE = (".pt", ".safetensors"), (".gz", ".log")  # files that are never packed, or only if there is room
 TRAINING_S, LAW_S, KEEP_EVERY_S = 200.0, 170.0, 30.0
 APART_S = 0.4  # between the starts of concurrent programs
 CLOSING_S = 6.0  # that a comparison needs after its deadline: it imports pandas and writes its rows
@@ -250,25 +251,39 @@ EXPORT = """
 import sys, pathlib
 from scalebench.store.comparisons import read_comparisons
 from scalebench.store import export, read_results, write_table
-results, out = map(pathlib.Path, sys.argv[1:])
+results, training, comparisons = map(pathlib.Path, sys.argv[1:])
 trials, compared = read_results(results), read_comparisons(results).frame
 if len(trials.frame):
-    export(trials, out / "train.parquet")
+    export(trials, training)
 if len(compared):
-    write_table(compared, out / "compare.parquet")
+    write_table(compared, comparisons)
 """
+
+
+def pack_results(session: Session, results: Path) -> None:
+    """Pack the folders that ``scalebench report`` reads, and profiles unless the archive would be too large."""
+    files = [path for path in sorted(results.rglob("*")) if path.is_file() and path.suffix not in WEIGHTS]
+    with session.replacing("results.tar.gz") as archive:
+        pack(archive, results, files)
+        if archive.stat().st_size > MOST_BYTES:
+            session.say(f"results.tar.gz: {archive.stat().st_size >> 20} MiB; without profiles and logs")
+            pack(archive, results, [path for path in files if path.suffix not in LARGE])
+
+
+def pack(archive: Path, results: Path, files: Sequence[Path]) -> None:
+    """Write a new archive with files of the folder ``results``."""
+    with tarfile.open(archive, "w:gz", compresslevel=3) as packed:
+        for path in files:
+            packed.add(path, arcname=f"results/{path.relative_to(results)}")
 
 
 def keep(session: Session) -> None:
     """Copy the results to OUT: both tables, and the folders that ``scalebench report`` reads."""
     results = session.work / "results"
-    with tarfile.open(session.out / ".results.tar.gz", "w:gz", compresslevel=3) as packed:
-        for path in sorted(results.rglob("*")):
-            if path.is_file() and path.suffix not in (".pt", ".safetensors"):
-                packed.add(path, arcname=f"results/{path.relative_to(results)}")
-    (session.out / ".results.tar.gz").replace(session.out / "results.tar.gz")
+    pack_results(session, results)
     try:
         # Even after the step's deadline: otherwise the last step's results would not be in the tables.
-        session.python("-c", EXPORT, results, session.out, most_s=20, least_s=EXPORT_S)
+        with session.replacing("train.parquet") as training, session.replacing("compare.parquet") as compared:
+            session.python("-c", EXPORT, results, training, compared, most_s=20, least_s=EXPORT_S)
     except RuntimeError as error:  # the folders are kept
         session.say(f"no table: {error}")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
+from session import KERNELS, MOST_BYTES, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
 from session_after import after_training
 from session_measures import measuring_steps
 from session_pool import Pool
+from tuning_workers import problems
 
 from scalebench.running import processes
 
@@ -216,8 +217,8 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
-        jobs = [*session_jobs.training_jobs(session.device), *jobs]
-        jobs += session_jobs.candidate_jobs(few=session.phase == "second")
+        few = session.phase == "second"
+        jobs = [*session_jobs.training_jobs(session.device, few), *jobs, *session_jobs.candidate_jobs(few)]
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
@@ -274,9 +275,11 @@ def tuning(session: Session, quick: bool = False) -> str:
     """Time the candidates of every tunable kernel, alone on the device; later steps use the fastest."""
     if session.device == "cpu":
         return "needs a GPU"
-    output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
+    output, table, failed = (session.work / f"{name}.json" for name in ("tuned-rows", "tuned", "failed-candidates"))
+    jobs = session_jobs.candidate_jobs(few=session.phase == "second")
+    failed.write_text(json.dumps(problems(jobs, session.checks)), encoding="utf-8")
     try:
-        session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))
+        session.python(TOOLS / "tuning.py", "--output", output, "--failed", failed, *(["--quick"] if quick else []))
     finally:  # the program writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
@@ -347,18 +350,20 @@ def racecheck(session: Session) -> str:
 
 
 def pack_cache(session: Session) -> str:
-    """Pack the compiled kernels without intermediate text, unless they are too large."""
-    folder, path = session.work / "triton", session.out / "cache.tar.xz"
+    """Pack the compiled kernels without intermediate text, unless they are too large; an older archive is removed."""
+    folder, target = session.work / "triton", session.out / "cache.tar.xz"
     if not folder.exists():
         return "nothing compiled"
     files = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
     listed = "\n".join(str(p.relative_to(session.work)) for p in files)
-    pack = subprocess.run(
-        ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
-        input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
-    )  # fmt: skip
-    size = path.stat().st_size if path.exists() else 0
-    if pack.returncode or size > 16 << 20:
-        path.unlink(missing_ok=True)
-        return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
+    with session.replacing(target.name) as path:
+        pack = subprocess.run(
+            ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
+            input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
+        )  # fmt: skip
+        size = path.stat().st_size if path.exists() else 0
+        if pack.returncode or size > MOST_BYTES:
+            path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
     return f"{len(files)} files, {size >> 10} KiB"

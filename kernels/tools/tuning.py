@@ -5,10 +5,11 @@
     python kernels/tools/tuning.py --adopt tune.json    # make the winners of a session the default tiles
 
 All candidates meet the requirements of ``make kernels``, but for tiles of dQ that are not ``late``: their exponentials
-run beside a product less often, which only a time can excuse. A candidate can only win if its results equal the shipped
-tile's up to a few roundings and, except for methods in any order, equal themselves bit for bit in every run. One that
-fails in any way is a row with the reason. The session's ``candidate`` jobs compile them in parallel beforehand, since
-this program has to run alone on the device.
+run beside a product less often, which only a time can excuse. One can only win if its results equal the shipped tile's
+up to a few roundings and, except for methods in any order, equal themselves bit for bit from run to run. A candidate
+that fails in any way is a row with the reason. They are compiled and tried in parallel processes beforehand
+(``tuning_workers``), since this program has to run alone on the device, and a candidate that crashes or hangs there is
+not launched here. In a session that has been done by its ``candidate`` jobs, and ``--failed`` has what failed.
 
 ``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile is replaced only by one that
 is faster by ``MARGIN``; rows that the session did not measure are unchanged.
@@ -20,6 +21,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import random
 import re
 import statistics
@@ -39,6 +41,7 @@ from scalebench.comparison.cuda_timing import clock_for, side_stream
 from scalebench.comparison.timing import Clock, Timer
 
 ROUNDS = 12  # samples of each candidate, in random order
+MEMORY_SHARE = 0.75  # of the device's free memory, for all processes that try candidates
 MARGIN = 0.01  # by which a candidate must be faster than the shipped tile to replace it
 PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, stored with the tiles
 Run = Callable[[Any], Sequence[Tensor]]
@@ -130,14 +133,19 @@ def candidate_jobs(few: bool = False) -> Iterator[dict[str, Any]]:
 
     ``few``: only the candidates of ``quick``.
     """
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[str] = set()
     for tunable in quick(tunables()) if few else tunables():
         for place, candidate in enumerate(tunable.candidates):
-            code = (tunable.kernel, tunable.head_dimension, tunable.causal, candidate)
+            code = code_of(tunable, candidate)
             if code not in seen:
                 seen.add(code)
                 yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate),
-                       "few": few}  # fmt: skip
+                       "few": few, "code": code}  # fmt: skip
+
+
+def code_of(tunable: Tunable, candidate: Any) -> str:
+    """Return a name of the machine code of a candidate, which the length of the sequence does not decide."""
+    return f"{tunable.kernel} D{tunable.head_dimension} {'causal' if tunable.causal else 'full'}: {candidate}"
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +181,13 @@ def difference(output: Sequence[Tensor], expected: Sequence[Tensor]) -> str | No
     return None
 
 
-def measure(tunable: Tunable, clock: Clock) -> list[dict[str, Any]]:
-    """Return a row for each candidate: median time in seconds and TFLOP/s, or the problem."""
+def measure(tunable: Tunable, clock: Clock, failed: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a row for each candidate: median time in seconds and TFLOP/s, or the problem.
+
+    Those in ``failed`` (problem by code) are not launched; ``RuntimeError`` if the shipped one is among them.
+    """
+    if problem := failed.get(code_of(tunable, tunable.candidates[0])):
+        raise RuntimeError(f"the shipped one {problem}")
     run, timers = tunable.make(), {}
 
     def work(candidate: Any) -> Mapping[str, Tensor]:
@@ -186,8 +199,9 @@ def measure(tunable: Tunable, clock: Clock) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
         row |= tunable.case | {"tile": candidate._asdict()}
         try:
-            row["problem"] = fault(tunable, run, candidate, expected)
-            timers[len(rows)] = clock.timer(partial(work, candidate), calls=1)
+            row["problem"] = failed.get(code_of(tunable, candidate)) or fault(tunable, run, candidate, expected)
+            if code_of(tunable, candidate) not in failed:
+                timers[len(rows)] = clock.timer(partial(work, candidate), calls=1)
         except Exception as error:  # noqa: BLE001 - a candidate may fail in any way
             row["problem"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
@@ -288,22 +302,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="few methods of the backward pass and few candidates of the forward pass only",
     )
+    parser.add_argument("--failed", type=Path, help="JSON: the problems of candidates that were tried before, by code")
+    parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1), help="processes that try them")
     options = parser.parse_args(arguments)
     if options.adopt:
         print(f"{options.table}: {adopt(options.adopt, options.table)} rows")
         return 0
+    failed = failed_before(options)
     device = torch.device("cuda", torch.cuda.current_device())
     with side_stream(device):
-        measure_all(quick(tunables()) if options.quick else tunables(), clock_for(device), options.output)
+        measure_all(quick(tunables()) if options.quick else tunables(), clock_for(device), options.output, failed)
     return 0
 
 
-def measure_all(every: Iterator[Tunable], clock: Clock, output: Path) -> None:
+def failed_before(options: argparse.Namespace) -> dict[str, str]:
+    """Return the problems of candidates, by code: those of ``--failed``, or else of trying all of them now."""
+    if options.failed:
+        known: dict[str, str] = json.loads(options.failed.read_text(encoding="utf-8"))
+        return known
+    from tuning_workers import jobs_of, try_all
+
+    free, _ = torch.cuda.mem_get_info()
+    jobs = jobs_of(candidate_jobs(options.quick))
+    return try_all(jobs, options.workers, MEMORY_SHARE * free, options.output.with_suffix(".log"))
+
+
+def measure_all(every: Iterator[Tunable], clock: Clock, output: Path, failed: Mapping[str, str]) -> None:
     """Measure kernels, printing and writing the rows after each."""
     rows: list[dict[str, Any]] = []
     for tunable in every:
         try:
-            rows += measure(tunable, clock)
+            rows += measure(tunable, clock, failed)
         except RuntimeError as error:
             rows.append({"kernel": tunable.name, "problem": f"{type(error).__name__}: {error}"[:500]})
         for row in rows[-len(tunable.candidates) :]:

@@ -54,8 +54,11 @@ class Kernel:
 
 
 def has_model(trial: Trial) -> bool:
-    """Return whether a trial's steps are modelled here: training of a gpt with the fused kernels."""
-    return trial.family == "gpt" and isinstance(trial.spec, TrainSpec) and trial.spec.implementation == "fused"
+    """Return whether a trial's steps are modelled here: training of a gpt with the fused kernels in 16 bits."""
+    spec = trial.spec
+    if trial.family != "gpt" or not isinstance(spec, TrainSpec):
+        return False
+    return spec.implementation == "fused" and spec.precision != "float32"
 
 
 def step_kernels(config: gpt.Config, spec: TrainSpec) -> list[Kernel]:

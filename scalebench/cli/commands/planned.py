@@ -56,7 +56,7 @@ def show_plan(
         "assumed_flops_per_s": rate.flops_per_s,
         "assumed_rate_source": rate.source,
     }
-    steps = step_tables(sweep.planned, ceilings) if ceilings else []
+    steps = step_tables(sweep.planned, ceilings, sweep.rows) if ceilings else []
     parents = _parents(sweep.planned)
     ensembles = None if study.run.ensemble is None else grouped(sweep.missing, study)
     if as_json:
