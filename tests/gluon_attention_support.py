@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from gluon_emulator import launch
@@ -103,5 +107,19 @@ def load_changed(path: Path, source: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with patch.object(inspect, "getsourcelines", _source_lines(source)):
+        spec.loader.exec_module(module)
     return module
+
+
+def _source_lines(source: str) -> Callable[[FunctionType], tuple[list[str], int]]:
+    """Return ``inspect.getsourcelines`` for the functions of one file, which is parsed once and not for each."""
+    lines = source.splitlines(keepends=True)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    ends = {min(part.lineno for part in (node, *node.decorator_list)): node.end_lineno for node in functions}
+
+    def lines_of(function: FunctionType) -> tuple[list[str], int]:
+        first = function.__code__.co_firstlineno
+        return lines[first - 1 : ends[first]], first
+
+    return lines_of

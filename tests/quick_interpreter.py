@@ -3,7 +3,8 @@
 For every launch, and for every call of a helper inside a kernel, the interpreter lists all members of
 ``triton.language`` and replaces the builtins among them. Here they are replaced once, for good: no kernel is compiled
 in a process that interprets. The parts of types are worked out once for a shape (quick_types.py); operators, loads,
-stores and casts go to the arrays directly where conversion and broadcasting change nothing (quick_operations.py). Sums
+stores and casts go to the arrays directly where conversion and broadcasting change nothing (quick_operations.py,
+quick_access.py). Sums
 and products of integers are computed once: the interpreter computes them a second time in 64 bits, for an assertion
 that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines the halves of a block
 until one slice is left, as the threads of a device do, instead of one number after the other.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import quick_access
 import quick_operations
 import quick_types
 import triton.language as tl
@@ -53,7 +55,11 @@ def _replace_language() -> None:
         (owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)
     ]
     for owner, members in replaced:
-        quick = quick_operations.quick_operators(members) if owner is tl.tensor else {}
+        quick = {}
+        if owner is tl.tensor:
+            quick = quick_operations.quick_operators(members) | quick_access.quick_members(members)
+        elif owner in (tl, tl.core):
+            quick = quick_access.quick_functions(members)
         for name, member in (members | quick).items():
             setattr(owner, name, member)
     interpreter._patch_lang_tensor(tl.tensor, scope)

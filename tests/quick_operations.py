@@ -23,12 +23,13 @@ _LOGICAL = {id(tl.int1): np.bool_, **_INTEGERS}
 _LARGEST = float(np.finfo(np.float32).max)
 _ORDINARY = {np.int32: range(-(2**31), 2**31), np.int64: range(-(2**63), 2**63)}
 
-_new_handle = interpreter.TensorHandle.__new__
+_make_handle = interpreter.TensorHandle.__new__
 general_convert = interpreter._convert_float
 
 
-def _handle(data: np.ndarray, dtype: Any) -> Any:
-    handle = _new_handle(interpreter.TensorHandle)
+def new_handle(data: np.ndarray, dtype: Any) -> Any:
+    """Return the interpreter's value of an array."""
+    handle = _make_handle(interpreter.TensorHandle)
     handle.data, handle.dtype, handle.attr = data, dtype, {}
     return handle
 
@@ -36,8 +37,8 @@ def _handle(data: np.ndarray, dtype: Any) -> Any:
 def new_tensor(data: np.ndarray, dtype: Any) -> Any:
     """Return an array as a tensor of a kernel; one without dimensions is a scalar, which holds an array of one."""
     if data.ndim:
-        return tl.tensor(_handle(data, dtype), find_type(dtype, data.shape))
-    return tl.tensor(_handle(data.reshape(1), dtype), dtype)
+        return tl.tensor(new_handle(data, dtype), find_type(dtype, data.shape))
+    return tl.tensor(new_handle(data.reshape(1), dtype), dtype)
 
 
 def _type_of_both(first: Any, second: Any, dtype: Any, data: np.ndarray) -> Any:
@@ -59,7 +60,7 @@ def _dtype_of_both(first: Any, second: Any) -> Any:
     return tl.int64 if id(first) in _INTEGERS and id(second) in _INTEGERS else None
 
 
-def _number(value: Any, kind: Any) -> Any:
+def number_of(value: Any, kind: Any) -> Any:
     """Return a number in the dtype of the other operand, or None where the general way has more to look at."""
     if type(value) is int and kind in _ORDINARY:
         return kind(value) if value in _ORDINARY[kind] else None
@@ -86,11 +87,11 @@ def _operator(general: Callable[..., Any], operation: Callable[..., Any], kinds:
             data = operation(self.handle.data, other.handle.data)
             made = _type_of_both(self, other, dtype, data)
         else:
-            number = _number(other.value if type(other) is tl.constexpr else other, kind)
+            number = number_of(other.value if type(other) is tl.constexpr else other, kind)
             if number is None:
                 return general(self, other)
             data, made, dtype = operation(self.handle.data, number), self.type, self.dtype
-        return tl.tensor(_handle(data, dtype), made if result is None else _with_dtype(made, result))
+        return tl.tensor(new_handle(data, dtype), made if result is None else _with_dtype(made, result))
 
     return quick
 
@@ -107,7 +108,7 @@ def _adder(general: Callable[..., Any]) -> Callable[..., Any]:
         data = self.handle.data + width * other.handle.data.astype(np.uint64)
         is_like_self = self.shape is other.shape or other.shape is SCALAR_SHAPE
         made = self.type if is_like_self else find_type(self.dtype, data.shape)
-        return tl.tensor(_handle(data, self.handle.dtype), made)
+        return tl.tensor(new_handle(data, self.handle.dtype), made)
 
     return add
 
@@ -162,10 +163,10 @@ def load(self: Any, pointers: Any, mask: Any, other: Any, *_: Any, **hints: Any)
     dtype = find_numpy_dtype(element)
     memory, index = _memory(dtype), _index(pointers.data, dtype)
     if chosen.all():
-        return _handle(memory[index], element)
+        return new_handle(memory[index], element)
     data = np.zeros(index.shape, dtype) if other is None else np.array(other.data, dtype)
     data[chosen] = memory[index[chosen]]
-    return _handle(data, element)
+    return new_handle(data, element)
 
 
 def store(self: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
@@ -184,7 +185,7 @@ def cast(self: Any, source: Any, kind: Any) -> Any:
         data = interpreter._convert_float(source.data, given, wanted, None).view(find_numpy_dtype(wanted))
     else:
         data = source.data.astype(find_numpy_dtype(wanted))
-    return _handle(data, wanted)
+    return new_handle(data, wanted)
 
 
 def convert_float(values: np.ndarray, source: Any, wanted: Any, rounding: Any) -> np.ndarray:

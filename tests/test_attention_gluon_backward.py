@@ -55,6 +55,7 @@ def test_every_candidate_is_right(kind: str, dimension: int) -> None:
 
 RELEASE = "        mbarrier.arrive(empty.index(before), pred=step > 0)\n"
 FIRST_RELEASE = "        mbarrier.arrive(empty.index(slot))\n"
+DQ_WAIT = "        dq = warpgroup_mma_wait(0, deps=(dq,))\n"
 KEYS_DS = "        dp = warpgroup_mma_wait(1, deps=(dp,))  # ds runs beside dV\n"
 KEYS_S = "        dk, s = warpgroup_mma_wait(1, deps=(dk, s))  # the exponentials run beside dp\n"
 BOTH_WAIT = "        mbarrier.wait(full.index(slot), phase)\n"
@@ -120,6 +121,13 @@ BROKEN = {
     "queries: second wait too small": (
         "queries", "warpgroup_mma_wait(1, deps=(s_second", "warpgroup_mma_wait(2, deps=(s_second",
     ),
+    "queries: wait for dQ too small": ("queries", DQ_WAIT, DQ_WAIT.replace("wait(0", "wait(1")),
+    "queries: first tile released beside its dQ": (
+        "queries", DQ_WAIT + FIRST_RELEASE, FIRST_RELEASE + DQ_WAIT,
+    ),
+    "queries: ds of the second tile missing": (
+        "queries", "ds = hold_differences(ds)", "ds = hold_differences(ds) * 0.0",
+    ),
     "queries: producer in the wrong phase": ("queries", PRODUCER_WAIT, PRODUCER_WAIT.replace(" ^ 1", "")),
     "queries: bytes of the keys alone expected": ("queries", "expect(bar, 2 * k_desc", "expect(bar, k_desc"),
     "queries: dQ not scaled": ("queries", "(dq * scale)", "(dq * 1.0)"),
@@ -162,7 +170,8 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
 
 def works(shape: Shape, seed: int, kind: str, module: Any) -> bool:
     try:
-        pairs = gradients(shape, torch.bfloat16, seed, BackwardTile(64, 3), kind, module)
+        tile = BackwardTile(64, 3, late=kind == "queries")  # as shipped
+        pairs = gradients(shape, torch.bfloat16, seed, tile, kind, module)
     except (HazardError, DeadlockError):
         return False
     return all(error(pair) < TOLERANCE[torch.bfloat16] for pair in pairs.values())

@@ -52,6 +52,7 @@ RELEASE = "        mbarrier.arrive(empty.index(before), pred=step > 0)\n"
 TILE_WAIT = "        mbarrier.wait(full.index(slot), phase)\n"
 DS_STORED = "        ds_buffers.index(WHO).store(ds.to(dtype))\n        fence_async_shared()\n"
 FIRST_DP = "        dp = warpgroup_mma(v"
+DQ_WAIT = "        dq = warpgroup_mma_wait(0, deps=(dq,))\n"
 DK_WAIT = "        dk = warpgroup_mma_wait(1, deps=(dk,))\n"
 LAST_WAIT = "    mbarrier.wait(ds_full, group * pairs & 1)\n"
 COLUMNS = ".slice(WHO * HALF, HALF, dim=1)\n        total"
@@ -92,6 +93,8 @@ BROKEN_QUERIES = {
     "no wait for a tile": (TILE_WAIT, ""),
     "no wait for the own rows": ("    mbarrier.wait(own_full, 0)\n", ""),
     "wait for the scores too small": ("warpgroup_mma_wait(1, deps=(s, dp))", "warpgroup_mma_wait(2, deps=(s, dp))"),
+    "wait for dQ too small": (DQ_WAIT, DQ_WAIT.replace("wait(0", "wait(1")),
+    "tile released beside its dQ": (DQ_WAIT + RELEASE, RELEASE + DQ_WAIT),
     "mask off by one": ("bound = gl.minimum(bound, first_row + 1", "bound = gl.minimum(bound, first_row"),
     "dQ of the wrong tile": (LAST_DQ, LAST_DQ.replace("before", "slot")),
     "one tile less": ("tiles = gl.cdiv(end, N)", "tiles = gl.cdiv(end - N, N)"),

@@ -55,6 +55,23 @@ def test_memory_by_category_is_the_closed_form(name: str) -> None:
     assert columns["memory_tracked_peak_bytes"] == peak
 
 
+@pytest.mark.parametrize("name", ["adamw", "momentum", "sgd"])
+def test_a_step_after_training_is_split_as_one_before(name: str) -> None:
+    """With the optimizer's state allocated one step is run, else two; left-over gradients count once."""
+    model = mlp.build(mlp.config_for(2e3), "eager")
+    optimizer, steps = build_optimizer(model, train_spec(optimizer=name)), []
+
+    def backward(_step: int) -> None:
+        steps.append(None)
+        model(torch.ones(4, 8)).square().mean().backward()
+
+    before = memory.split_columns(model, optimizer, backward)
+    assert len(steps) == 2
+    backward(0)
+    assert memory.split_columns(model, optimizer, backward) == before
+    assert len(steps) == (5 if name == "sgd" else 4)  # sgd has no state
+
+
 def counts_at(config: gpt.Config) -> int:
     return gpt.count(config, 32).activation_bytes
 

@@ -16,8 +16,10 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import compile_ahead
+import machine_code
 import pytest
 import second_assembler
 from scalekernels import OPERATIONS
@@ -93,14 +95,29 @@ def test_gluon_kernels_meet_their_requirements_with_the_newer_assembler_too() ->
     assert [row["label"] for row in other["rows"]] == [job.label for job in jobs]
 
 
-def test_the_loops_of_gluon_kernels_have_no_division_and_no_64_bit_address() -> None:
+def rows_of_gluon_kernels() -> list[dict[str, Any]]:
+    """The rows of the Gluon kernels for both assemblers, all of whose loops have requirements."""
     jobs = compile_ahead.gluon_jobs(compile_ahead.all_jobs())
-    assert all(compile_ahead.compilation_of(job).specialized for job in jobs)
+    compilations = [compile_ahead.compilation_of(job) for job in jobs]
+    assert all(compilation.specialized and compilation.overlapped for compilation in compilations)
     labels = {job.label for job in jobs}
-    rows = [row for row in written()["rows"] if row["arch"] == 90 and row["label"] in labels]
-    rows += written()["other_assembler"]["rows"]
+    table: Any = written()
+    rows = [row for row in table["rows"] if row["arch"] == 90 and row["label"] in labels]
+    rows += table["other_assembler"]["rows"]
     assert len(rows) == 2 * len(jobs)
+    return rows
+
+
+def test_the_loops_of_gluon_kernels_have_no_division_and_no_64_bit_address() -> None:
+    rows = rows_of_gluon_kernels()
     assert {(row["divisions"], row["addresses"], row["overwritten"]) for row in rows} == {(0, 0, 0)}
+
+
+def test_the_exponentials_of_gluon_kernels_run_beside_products_unless_a_measured_time_excuses_them() -> None:
+    rows = rows_of_gluon_kernels()
+    assert {row["kernel"] for row in rows} >= {"hopper_keys", "hopper_queries", "hopper_queries_single", "hopper_all"}
+    few = [row for row in rows if row["overlap"] < machine_code.OVERLAP_AT_LEAST]
+    assert all(row["kernel"] == "hopper_queries" and "ms at length" in row["overlap_excused"] for row in few)
 
 
 @pytest.mark.slow

@@ -106,3 +106,40 @@ def test_operators_promote_broadcast_and_mask_as_torch_does(dtypes):
     assert torch.equal(of_numbers, 3 - (a * 2 + 5))
     chosen = (torch.arange(8) != 2) & (a > -4)
     assert torch.equal(of_scalars, torch.where(chosen, b[0] * a + (a - b[0]), torch.full_like(of_scalars, 77)))
+
+
+@triton.jit
+def access(a, out, BLOCK: tl.constexpr):
+    row, column = tl.arange(0, 4), tl.arange(0, BLOCK)
+    at = row[:, None] * BLOCK + column[None, :]
+    inside = (column < BLOCK - 1)[None, :] & (row[:, None] > -1)
+    whole, masked = tl.load(a + at), tl.load(a + at, mask=inside, other=0.0)
+    filled, first = tl.load(a + at, mask=column[None, :] < 3, other=2.0), tl.load(a)  # a mask of another shape
+    chosen = tl.where(inside, whole, 1.0) + tl.where(column[None, :] < 2, masked, filled)
+    one = tl.where(first > 0, first, 4.0) + tl.where(inside, first, whole)
+    tl.store(out + at, chosen + one, mask=inside)
+    tl.store(out + 4 * BLOCK, first + tl.load(a + 1, mask=first > 100))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
+def test_reads_writes_and_choices_are_torchs(dtype):
+    a = torch.arange(-15, 17).reshape(4, 8).to(dtype)
+    out = torch.full((33,), 77, dtype=dtype)
+    access[(1,)](a, out, BLOCK=8)
+    column = torch.arange(8)[None, :]
+    inside = (column < 7).expand(4, 8)
+    masked, filled, first = a.where(inside, a.new_tensor(0)), a.where(column < 3, a.new_tensor(2)), a[0, 0]
+    chosen = a.where(inside, a.new_tensor(1)) + masked.where(column < 2, filled)
+    expected = chosen + (4 + first.where(inside, a))
+    assert torch.equal(out[:32].view(4, 8), expected.where(inside, a.new_tensor(77)))
+    assert out[32] == first
+
+
+def test_what_does_not_fit_is_refused_as_by_triton():
+    @triton.jit
+    def wide_mask(a, out):
+        at = tl.arange(0, 4)
+        tl.store(out + at, tl.load(a + at, mask=tl.arange(0, 8) < 3))
+
+    with pytest.raises(Exception, match="incompatible dimensions|Cannot make_shape_compatible"):
+        wide_mask[(1,)](torch.zeros(8), torch.zeros(8))

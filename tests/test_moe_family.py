@@ -13,6 +13,7 @@ from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import configure, gpt, moe
 from scalebench.families.modules import moe as moe_module
+from scalebench.families.outline import outline
 from scalebench.study import DataSpec
 
 TEXT = {"vocab_size": 256, "context": 64}
@@ -41,8 +42,7 @@ def groups_of(module: torch.nn.Module) -> dict[str, int]:
     ],
 )
 def test_total_and_active_parameters_are_the_built_modules(config: moe.Config) -> None:
-    with torch.device("meta"):
-        module = moe.build(config, "eager")
+    module = outline(moe, config)
     counts = moe.count(config)
     assert groups_of(module) == counts.by_group
     idle = sum(p[config.top_k :].numel() for b in module.blocks for p in b.experts.parameters())

@@ -111,6 +111,15 @@ def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | 
     assert line in only
 
 
+@pytest.mark.parametrize("written", ["@dataclass", "class Plain: pass\n\n@dataclass(frozen=False)"])
+def test_a_configuration_that_could_be_changed_is_refused(folder: Path, written: str) -> None:
+    example = (folder / "model.py").read_text()
+    assert "@dataclass(frozen=True)" in example
+    (folder / "model.py").write_text(example.replace("@dataclass(frozen=True)", written))
+    with pytest.raises(StudyError, match="Config is no frozen dataclass"):
+        load_study("own.toml")
+
+
 def test_an_unknown_name_mentions_files(folder: Path) -> None:
     with pytest.raises(StudyError, match=r"unknown 'gtp'; did you mean 'gpt'\?.*path of a Python file"):
         load_study("own.toml", ["model.family=gtp"])

@@ -12,6 +12,7 @@ from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import configure, rnn
 from scalebench.families.modules.rnn import RNN
+from scalebench.families.outline import outline
 
 TEXT = {"vocab_size": 256}
 CELLS = list(rnn.GATES)
@@ -35,8 +36,7 @@ def test_published_sizes_have_the_parameters_the_paper_rounds_to(size: str, mill
 @pytest.mark.parametrize("fixed", [{}, {"embedding": 24}, {"tied": False, "depth": 3}])
 def test_counts_equal_the_built_module_group_by_group(cell: str, fixed: dict[str, object]) -> None:
     config = rnn.config_for(3e4, cell=cell, **fixed, **TEXT)
-    with torch.device("meta"):
-        module = rnn.build(config, "eager")
+    module = outline(rnn, config)
     groups = {"tokens": 0, "layers": 0, "head": 0}
     for name, parameter in module.named_parameters():
         groups[name.partition(".")[0]] += parameter.numel()

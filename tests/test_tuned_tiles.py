@@ -8,11 +8,12 @@ import json
 import sys
 from typing import Any
 
+import compiled_table
 import pytest
 import torch
 import tuning
 import tuning_workers
-from scalekernels.attention import hopper, hopper_gradients, tuned
+from scalekernels.attention import hopper, hopper_compilations, hopper_gradients, tuned
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.hopper_gradients import BackwardTile, Method
 from session_pool import Job
@@ -96,7 +97,34 @@ def test_every_row_of_the_file_is_a_tile_that_is_shipped():
         elif row["kernel"] in METHOD_KERNELS:
             assert hopper_gradients.method_of(*case, METHOD_KERNELS[row["kernel"]]) == Method(**row["tile"])
         else:
-            assert hopper_gradients.tile_of(row["kernel"], *case) == BackwardTile(**row["tile"])
+            default = hopper_gradients.SHIPPED[row["kernel"]][row["head_dimension"]]
+            assert hopper_gradients.tile_of(row["kernel"], *case) == default._replace(**row["tile"])
+
+
+@pytest.mark.parametrize("dimension", [64, 128])
+def test_dq_is_late_unless_a_measurement_that_had_both_decides_otherwise(monkeypatch, dimension):
+    """Then the measured time excuses that half of the exponentials run beside no product."""
+    case = (dimension, True, "long")
+    assert "late" not in tuned.row("queries", *case)
+    default = hopper_gradients.tile_of("queries", *case)
+    assert default.late
+    assert default._replace(late=False) in hopper_gradients.candidates("queries", *case)
+    early = BackwardTile(64, 4)
+
+    def excuse(tile):
+        return hopper_compilations.compilation("queries", tile, "bf16", *case[:2]).overlap_excused
+
+    assert excuse(default) == excuse(early) == ""
+    session = {"device": "D", "triton": "3"}
+    measured = {"tile": early._asdict(), "time_median_s": 0.0012, "length": 8192, "session": "2030-01-02", **session}
+    monkeypatch.setattr(tuned, "_table", lambda: {("queries", *case): measured})
+    assert hopper_gradients.tile_of("queries", *case) == early
+    assert excuse(early) == "the fastest, 1.200 ms at length 8192 on D, 2030-01-02"
+    assert excuse(default) == excuse(early._replace(stages=3)) == ""
+    assert compiled_table.verdict({
+        "failures": [], "spill_store_bytes": 0, "spill_load_bytes": 0, "stack_bytes": 0, "overlap": 0.5,
+        "overlap_excused": "fastest",
+    }) == "ok (50% of the exponentials beside a product: fastest)"  # fmt: skip
 
 
 def test_rows_tell_what_they_measured():

@@ -12,6 +12,7 @@ from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import cnn, configure, mlp, resnet, vit
 from scalebench.families.modules.resnet import ResidualBlock
+from scalebench.families.outline import outline
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
@@ -64,8 +65,7 @@ GROUPS = {cnn: lambda name, _: name.split(".")[0], resnet: _resnet_group, vit: _
 def test_published_sizes_are_counted_exactly_and_built_so(family, size: str, params: int) -> None:
     config = family.SIZES[size]
     assert family.count(config).total == params
-    with torch.device("meta"):
-        module = family.build(config, "eager")
+    module = outline(family, config)
     assert sum(parameter.numel() for parameter in module.parameters()) == params
 
 
@@ -85,8 +85,8 @@ CONFIGS = [
 
 @pytest.mark.parametrize(("family", "config"), CONFIGS)
 def test_groups_and_flops_are_the_built_modules(family, config) -> None:
+    module = outline(family, config)
     with torch.device("meta"):
-        module = family.build(config, "eager")
         images = torch.zeros(2, config.channels, config.image_size, config.image_size)
     counts = family.count(config)
     assert built_groups(family, module) == {name: n for name, n in counts.by_group.items() if n}

@@ -23,8 +23,8 @@ class Compilation:
     ``elements`` per thread and iteration; with ``overlapped`` exponentials must run while a matrix product is in
     flight; a ``specialized`` kernel, whose producer warps fetch all tiles, may have no integer division and no 64-bit
     address in loops with products, nor write registers that a product in flight reads. ``spills_allowed`` is the reason
-    for allowing register spills. A ``candidate`` meets the same requirements, but no launch reaches it until a session
-    on a GPU has found it faster.
+    for allowing register spills, ``overlap_excused`` that for exponentials beside no product. A ``candidate`` meets the
+    same requirements, but no launch reaches it until a session on a GPU has found it faster.
     """
 
     kernel: str
@@ -43,5 +43,6 @@ class Compilation:
     most_instructions: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     overlapped: bool = False
+    overlap_excused: str = ""
     specialized: bool = False
     candidate: bool = False

@@ -137,6 +137,7 @@ def row_of(job: Job, cache: Path = CACHE) -> dict[str, Any]:
     row = {"operation": job.operation, "kernel": job.kernel, "label": job.label, "arch": job.arch, "work": job.work}
     row |= {"source": machine_code.source_sha256(compilation), "num_warps": compilation.num_warps}
     row |= {"num_stages": compilation.num_stages, "spills_allowed": compilation.spills_allowed}
+    row |= {"overlap_excused": compilation.overlap_excused}
     try:
         code = figures(compilation, job.arch, cache)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises goes into the table

@@ -51,9 +51,9 @@ def boundaries(text: Text, validation_fraction: float, before: int, after: int, 
     content = np.concatenate(documents) if held_out else training
     places = np.flatnonzero(content[:-1] == NEWLINE).astype(np.int64) + 1
     places = places[(places >= before) & (places + after <= content.size)]
-    ended = np.concatenate([[0], np.cumsum(content == END)])  # documents that ended before each byte
-    places = places[ended[places - before] == ended[places + after]]
-    sides = Boundaries(content, places, ended[places], before, after)
+    ends = np.flatnonzero(content == END)  # how many lie before a byte is the number of its document
+    places = places[np.searchsorted(ends, places - before) == np.searchsorted(ends, places + after)]
+    sides = Boundaries(content, places, np.searchsorted(ends, places), before, after)
     if np.unique(sides.documents).size < 2:
         raise ValueError(
             f"fewer than two {'validation' if held_out else 'training'} documents have a line end with {before} bytes "

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Collection
+from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -91,10 +92,17 @@ def _loaded(path: Path, content: bytes) -> Any:
     module = _imported(path, content)
     if lacking := [name for name in REQUIRED if not hasattr(module, name)]:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; scalebench/families/base.py documents each")
+    if not _is_frozen(module.Config):
+        raise InputError(f"{path}: Config is no frozen dataclass; write @dataclass(frozen=True) above it")
     summary = (module.__doc__ or path.stem).strip().splitlines()[0]
     for name, value in (DEFAULTS | {"SUMMARY": summary, "explicit": module.Config}).items():
         module.__dict__.setdefault(name, value)
     return module
+
+
+def _is_frozen(config: Any) -> bool:
+    """Return whether it is a frozen dataclass: configurations are compared, written to records and kept by value."""
+    return is_dataclass(config) and getattr(config, "__dataclass_params__").frozen  # noqa: B009 - no stub has it
 
 
 def _imported(path: Path, content: bytes) -> ModuleType:

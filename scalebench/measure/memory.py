@@ -86,19 +86,21 @@ def _by_category(snapshot: Mapping[torch.device, Mapping[Any, int]]) -> dict[str
 def split_columns(
     model: nn.Module, optimizer: Optimizer, backward: Callable[[int], Any]
 ) -> dict[str, int | str | None]:
-    """Run two steps under torch's MemTracker and return the memory columns by category.
+    """Run a step under torch's MemTracker and return the memory columns by category.
 
-    ``backward(step)`` runs forward and backward of one step. The second step is read: the first allocates the
-    optimizer's state. ``memory_<category>_bytes`` is each category's own maximum over the step,
+    ``backward(step)`` runs forward and backward of one step. An optimizer that has no state yet allocates it in a step
+    before that one. ``memory_<category>_bytes`` is each category's own maximum over the step,
     ``memory_at_peak_<category>_bytes`` what it held when the total was highest (gradients may be zero then).
     """
     from scalebench.measure.tracker import Tracker
 
+    optimizer.zero_grad()
+    steps = 1 if optimizer.state else 2
     tracker = Tracker(model)
     tracker.track_external(optimizer)
     snapshots: list[dict[str, int]] = []
     with tracker:
-        for step in range(2):
+        for step in range(steps):
             backward(step)
             snapshots.append(_by_category(tracker.get_tracker_snapshot("current")))  # here the gradients exist
             optimizer.step()
@@ -110,7 +112,7 @@ def split_columns(
         **{f"memory_{name}_bytes": size for name, size in own.items()},
         **{f"memory_at_peak_{name}_bytes": size for name, size in at_peak.items()},
         "memory_tracked_peak_bytes": sum(at_peak.values()),
-        "memory_split_method": "torch MemTracker over two untimed steps",
+        "memory_split_method": "torch MemTracker over an untimed step",
     }
 
 

@@ -14,6 +14,7 @@ from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError, number_of
 from scalebench.families import FAMILIES, ForeignCodeError
+from scalebench.families.outline import outline
 from scalebench.running.lineage import check_circle
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-
 MOST_VALUES = 6  # of a column, in a message
+KEPT = ("weights_sha256", "state_sha256", "parent_flops")  # columns of a trial with weights, which others lack
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class ParentTrial:
             return
         import torch
 
-        with torch.device("meta"):
-            module = FAMILIES[self.trial.family].build(config, "eager")
+        module = outline(FAMILIES[self.trial.family], config)
         expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
         with safetensors.safe_open(str(self.attempt / WEIGHTS), "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -186,8 +186,14 @@ def _parents(source: ParentSection, path: Path, study: Study) -> Iterator[Parent
         if saved.empty:
             fact = f"{path} has {number_of(trials, 'ok trial')} with weights{chosen}"
             raise NotMadeError(f"optimizer_state: {fact}, none of which kept the state of its run")
-    for row in saved.sort_values("trial_id").to_dict("records"):
-        yield _parent({str(name): value for name, value in row.items()}, named, needs_state=source.continues)
+    for row in _by_trial(saved):
+        yield _parent(row, named, needs_state=source.continues)
+
+
+def _by_trial(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return what a parent is made from in each row, ordered by trial."""
+    rows = frame.sort_values("trial_id")[["study", "trial_id", "attempt_dir", *KEPT]].to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def _rows(path: Path, child: str) -> pd.DataFrame:
@@ -201,16 +207,16 @@ def _rows(path: Path, child: str) -> pd.DataFrame:
     frame = results.frame[results.frame["study"].ne(child)]
     if frame.empty:
         raise NotMadeError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
-    return store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
+    return store.with_columns(frame, ["weights_file_bytes", *KEPT])
 
 
 def _branches(
     frame: pd.DataFrame, steps: Sequence[int], named: Collection[str], *, needs_state: bool
 ) -> Iterator[ParentTrial]:
     """Yield the checkpoints of each trial after these numbers of steps."""
-    for row in frame.sort_values("trial_id").to_dict("records"):
+    for row in _by_trial(frame):
         for step in steps:
-            yield _branch({str(name): value for name, value in row.items()}, step, named, needs_state=needs_state)
+            yield _branch(row, step, named, needs_state=needs_state)
 
 
 def _branch(row: Mapping[str, Any], step: int, named: Collection[str], *, needs_state: bool) -> ParentTrial:

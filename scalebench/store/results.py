@@ -63,6 +63,8 @@ def _each_attempt_once(frame: pd.DataFrame) -> pd.DataFrame:
 
     An attempt's name has its time and random digits, so that equal names are copies. The last folder's counts.
     """
+    if frame["attempt"].is_unique:
+        return frame
     copies = frame.duplicated(["study", "trial_id", "attempt"], keep="last")
     return frame[~copies].reset_index(drop=True) if copies.any() else frame
 

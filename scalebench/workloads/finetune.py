@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
+from scalebench.families.outline import outline
 from scalebench.store import Column
 from scalebench.workloads import training
 from scalebench.workloads.base import PLAIN, Decided, Request, check_parent
@@ -70,12 +71,9 @@ def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, 
         raise InputError(f"finetune.implementation: lora runs with {' or '.join(PLAIN)}, not {spec['implementation']}")
     if spec["optimizer"] == "muon":
         raise InputError("finetune.optimizer: muon is for whole matrices, and lora trains factors; use another")
-    import torch
-
     from scalebench.workloads.lora import chosen as chosen_matrices
 
-    with torch.device("meta"):
-        model = request.family.build(config, "eager")
+    model = outline(request.family, config)
     rank = own["rank"] or DEFAULT_RANK
     names = chosen_matrices(model, "all" if own["matrices"] is None else own["matrices"], rank)
     return {"method": "lora", "rank": rank, "alpha": own["alpha"] or ALPHA_PER_RANK * rank, "matrices": names}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
+from scalebench.families.outline import outline
 from scalebench.families.shrink import units_of, with_units
 from scalebench.store import Column
 from scalebench.workloads import effect, training
@@ -99,14 +100,11 @@ def _smaller(request: Request, decided: Decided, spec: PruneSpec) -> Decided:
 
 def _check_matrices(request: Request, config: Any, method: str, density: float) -> None:
     """Raise ``InputError`` for a model without hidden matrices, a density of nothing, and 2:4 that cannot be."""
-    import torch
-
     from scalebench.workloads.prune_masks import GLOBAL, GROUP, prunable
 
     if method == "2:4" and density != HALF:
         raise InputError(f"prune.density: {density}: 2:4 keeps half of the weights; give 0.5, or exclude the others")
-    with torch.device("meta"):
-        matrices = prunable(request.family.build(config, "eager"))
+    matrices = prunable(outline(request.family, config))
     if not matrices:
         raise InputError(f"prune.method: {method}: {request.family_name} has no hidden matrices to prune")
     sizes = [getattr(module, name).numel() for module, name in matrices.values()]

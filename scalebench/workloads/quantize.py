@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
 from scalebench.families import Counts
+from scalebench.families.outline import outline
 from scalebench.store import Column
 from scalebench.workloads import effect
 from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request, check_parent
@@ -112,13 +113,9 @@ def _precision(scheme: str, requested: str) -> str:
 
 def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
     """Refuse a model without a layer that the scheme can convert; layers that it skips make a row invalid later."""
-    import torch
-
     from scalebench.workloads.quantize_convert import layers, obstacle
 
-    with torch.device("meta"):
-        model = request.family.build(config, spec.implementation)
-    convertible = layers(model, outer=spec.outer_layers)
+    convertible = layers(outline(request.family, config, spec.implementation), outer=spec.outer_layers)
     if not convertible:
         missing = "linear layer" if spec.outer_layers else "hidden linear layer (outer_layers = true takes the others)"
         raise InputError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts
+from scalebench.families.outline import outline
 from scalebench.measure import clock, energy, memory
 from scalebench.optim.fused import FUSED
 from scalebench.optim.optimizers import OPTIMIZERS, hidden_matrices
@@ -123,10 +124,7 @@ def _check_update(request: Request, config: Any, values: dict[str, Any]) -> None
 @lru_cache(maxsize=4096)
 def _has_hidden_matrices(family: str, config: Any) -> bool:
     """Return whether a model has parameters for Muon. Imports torch."""
-    import torch
-
-    with torch.device("meta"):
-        return bool(hidden_matrices(FAMILIES[family].build(config, "eager")))
+    return bool(hidden_matrices(outline(FAMILIES[family], config)))
 
 
 def _filled(request: Request) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_order import hold_weights
+from scalekernels.attention.hopper_order import hold_differences
 from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 
@@ -226,13 +226,10 @@ def _mask_keys(s, first_key, whole, bound, N: gl.constexpr, layout: gl.constexpr
 
 
 @gluon.jit
-def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr,
-                       HOLD: gl.constexpr):  # fmt: skip
+def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr):
     """Return ds / scale (queries, keys) of raw scores."""
     s = _mask_keys(s, first_key, whole, bound, N, layout)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1))
-    if HOLD:
-        p = hold_weights(p)
     return p * (dp - gl.expand_dims(delta, 1))
 
 
@@ -245,7 +242,7 @@ def _queries_consumer(  # noqa: PLR0915
 ):  # fmt: skip
     """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first.
 
-    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them. AGAIN as
+    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind the second's ds. AGAIN as
     in ``_keys_consumer``, for g.
     """
     AGAIN: gl.constexpr = CAUSAL and D == 128 and not IN_REGISTERS
@@ -294,18 +291,17 @@ def _queries_consumer(  # noqa: PLR0915
         s_second = warpgroup_mma(q, k_second.permute((1, 0)), zero, use_acc=False, is_async=True)
         dp_second = warpgroup_mma(g, v_second.permute((1, 0)), zero, use_acc=False, is_async=True)
         s, dp = warpgroup_mma_wait(3, deps=(s, dp))
-        ds = _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N, scores, False)
+        ds = _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N, scores)
         ds = gl.convert_layout(ds.to(dtype), operand)
         dq = warpgroup_mma(ds, k, dq, is_async=True)
         s, dp = warpgroup_mma_wait(1, deps=(s_second, dp_second))
         mbarrier.arrive(empty.index(before), pred=step > 0)
-        ds = _score_differences(s, dp, lse, delta, first_key + N, whole, bound, scale_log2, N, scores, LATE)
+        ds = _score_differences(s, dp, lse, delta, first_key + N, whole, bound, scale_log2, N, scores)
+        ds = ds.to(dtype)
         if LATE:
-            dq, ds = warpgroup_mma_wait(0, deps=(dq, ds))
-            ds = gl.convert_layout(ds.to(dtype), operand)
-        else:
-            ds = gl.convert_layout(ds.to(dtype), operand)
-            dq = warpgroup_mma_wait(0, deps=(dq,))
+            ds = hold_differences(ds)
+        ds = gl.convert_layout(ds, operand)
+        dq = warpgroup_mma_wait(0, deps=(dq,))
         mbarrier.arrive(empty.index(slot))
         before = second
         slot, phase = _next_slot(second, phase, STAGES)

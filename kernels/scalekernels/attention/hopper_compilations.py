@@ -61,9 +61,19 @@ def compilation(
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS[tile.consumers]},
         spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
-        overlapped=kind == "all" or head_dimension == WIDE,
+        overlapped=True,
+        overlap_excused=_measured_overlap(kind, tile, head_dimension, causal),
         specialized=True,
     )
+
+
+def _measured_overlap(kind: str, tile: BackwardTile, head_dimension: int, causal: bool) -> str:
+    """Return why dQ's exponentials may run beside no product: a time that beat the candidates which are "late"."""
+    if kind != "queries" or tile.late or not tile.paired:
+        return ""
+    rows = {name: tuned.row(kind, head_dimension, causal, name) for name in tuned.BUCKETS}
+    faster = [name for name, row in rows.items() if row and "late" in row and BackwardTile(**row) == tile]
+    return "; ".join(f"the fastest, {tuned.evidence(kind, head_dimension, causal, name)}" for name in faster)
 
 
 def _kernel_and_constants(

@@ -11,8 +11,13 @@ have the tiles, and deterministic gradients are computed "apart", those of D 256
 Triton 3.6 and 3.7, for tuning.
 
 Compiled and left out (bfloat16, Triton 3.6, ptxas 13.5): D 256 dQ by pairs of 32 keys, 64 to 176 bytes spilled; D 64
-dK and dV by 128 queries, or with three consumers, serialised for lack of registers; D 128 "late", 16 to 64 bytes
-spilled with Triton 3.7; D 128 all gradients with ds of dK in registers, 16 to 24 bytes spilled in the loop.
+dK and dV by 128 queries, or with three consumers, serialised for lack of registers; D 128 all gradients with ds of dK
+in registers, 16 to 24 bytes spilled in the loop.
+
+dQ by pairs is "late" where no measurement decides between that and not. Only the other order was timed (715.8 TFLOP/s
+at D 128, 569.5 at D 64, T 8192, one H200), never both. By what compilation shows, late is the better: all exponentials
+run beside a product instead of half, for 9 instructions of 540 to 677 in a round more (at most 1.7 %), with the same
+registers and memory (both dtypes and masks; Triton 3.6 and 3.7, ptxas 12.8 and 13.5). ``make gpu`` times both.
 """
 
 from __future__ import annotations
@@ -55,8 +60,9 @@ class BackwardTile(NamedTuple):
     """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ.
 
     ``in_registers`` keeps a consumer's own rows in registers, for which D 64 leaves room. ``late`` rounds ds of dK a
-    round later (16 of 270 instructions less at D 64), and moves dQ's wait behind the exponentials (all of them beside a
-    product, where half were). ``consumers`` other than 2 and ``paired=False`` choose ``hopper_single`` for dQ.
+    round later (16 of 270 instructions less at D 64), and keeps dQ's wait behind ds of a pair's second tile (all
+    exponentials beside a product, where half were). ``consumers`` other than 2 and ``paired=False`` choose
+    ``hopper_single`` for dQ.
     """
 
     rows: int
@@ -92,14 +98,21 @@ METHOD_ROWS = {True: "method", False: "method-any-order"}
 
 # By head dimension, with and without a causal mask.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3), 256: BackwardTile(32, 4)}
-QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4), 256: BackwardTile(32, 3, paired=False)}
+QUERIES = {
+    64: BackwardTile(64, 6, late=True),
+    128: BackwardTile(64, 4, late=True),
+    256: BackwardTile(32, 3, paired=False),
+}
 SHIPPED = {"keys": KEYS, "queries": QUERIES}
 
 
 def tile_of(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> BackwardTile:
-    """Return the tile of "keys" or "queries": the measured one, or that of the tables if none was measured."""
+    """Return the tile of "keys" or "queries": the measured one, or that of the tables if none was measured.
+
+    A field that a row of ``tuned.json`` lacks had no alternative when it was measured: that of the tables is taken.
+    """
     measured = tuned.row(kind, head_dimension, causal, length_bucket)
-    return SHIPPED[kind][head_dimension] if measured is None else BackwardTile(**measured)
+    return SHIPPED[kind][head_dimension]._replace(**measured or {})
 
 
 def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> tuple[BackwardTile, ...]:
@@ -109,13 +122,14 @@ def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str)
             (64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True),
             (64, 3, False, True), (64, 4, False, True),
         ),
-        ("keys", 128): ((64, 3), (64, 2), (64, 4)),
+        ("keys", 128): ((64, 3), (64, 2), (64, 4), (64, 3, False, True)),
         ("keys", 256): (),
         ("queries", 64): (
-            (64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True),
-            (64, 6, False, True), (64, 6, False, False, 3, False),
+            (64, 6, False, True), (64, 4, False, True), (64, 8, False, True),
+            (64, 6, True, True), (64, 4, True, True), (64, 8, True, True),
+            (64, 6), (64, 4), (64, 6, False, False, 3, False),
         ),
-        ("queries", 128): ((64, 4), (64, 3)),
+        ("queries", 128): ((64, 4, False, True), (64, 3, False, True), (64, 4)),
         ("queries", 256): (),
     }  # fmt: skip
     shipped = tile_of(kind, head_dimension, causal, length_bucket)

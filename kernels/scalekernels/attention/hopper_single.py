@@ -5,7 +5,7 @@ registers for four tiles of scores. Single tiles need two: enough for sums of D 
 
 Not timed yet: ``hopper_gradients`` lists it for tuning. Compiled (bfloat16; Triton 3.6 and 3.7, ptxas 12.8 and 13.5)
 without spills, all exponentials beside a product: D 256 by 32 keys, 229,744 bytes of shared memory and 281 to 291
-instructions a tile; D 64 by 64 keys with three consumers, 147,864 bytes and 337 to 353.
+instructions a tile; D 64 by 64 keys with three consumers, 147,864 bytes and 328 to 344.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from scalekernels.attention.hopper_backward import _mask_keys, _queries_producer
-from scalekernels.attention.hopper_order import hold_weights
+from scalekernels.attention.hopper_order import hold_differences
 from scalekernels.attention.hopper_rings import RUNTIME_SIZES, _next_slot, _own_block, _ring
 
 
@@ -74,11 +74,11 @@ def _queries_consumer(
         dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
         s, dp = warpgroup_mma_wait(1, deps=(s, dp))
         s = _mask_keys(s, first_key, whole, bound, N, scores)
-        p = hold_weights(gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1)))
-        ds = p * (dp - gl.expand_dims(delta, 1))
-        dq, ds = warpgroup_mma_wait(0, deps=(dq, ds))
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1))
+        ds = hold_differences((p * (dp - gl.expand_dims(delta, 1))).to(dtype))
+        ds = gl.convert_layout(ds, operand)
+        dq = warpgroup_mma_wait(0, deps=(dq,))
         mbarrier.arrive(empty.index(before), pred=step > 0)
-        ds = gl.convert_layout(ds.to(dtype), operand)
         before = slot
         slot, phase = _next_slot(slot, phase, STAGES)
         first_key -= N

@@ -27,10 +27,21 @@ def bucket(query_length: int, key_length: int) -> str:
 
 @functools.cache
 def _table() -> Mapping[tuple[str, int, bool, str], Any]:
-    rows = json.loads(FILE.read_text(encoding="utf-8"))["rows"]
-    return {(row["kernel"], row["head_dimension"], row["causal"], row["bucket"]): row["tile"] for row in rows}
+    table = json.loads(FILE.read_text(encoding="utf-8"))
+    return {
+        (row["kernel"], row["head_dimension"], row["causal"], row["bucket"]): row | table["sessions"][row["session"]]
+        for row in table["rows"]
+    }
 
 
 def row(kernel: str, head_dimension: int, causal: bool, length_bucket: str) -> Any:
     """Return the fields of the tile measured for a kernel, or None."""
-    return _table().get((kernel, head_dimension, causal, length_bucket))
+    measured = _table().get((kernel, head_dimension, causal, length_bucket))
+    return None if measured is None else measured["tile"]
+
+
+def evidence(kernel: str, head_dimension: int, causal: bool, length_bucket: str) -> str:
+    """Return time, length, device and session of a measured tile, in words. Raises ``KeyError`` where none was."""
+    measured = _table()[kernel, head_dimension, causal, length_bucket]
+    time = f"{1e3 * measured['time_median_s']:.3f} ms at length {measured['length']}"
+    return f"{time} on {measured['device']}, {measured['session']}"
