@@ -5,9 +5,9 @@
     python kernels/tools/tuning.py --adopt tune.json    # make the winners of a session the default tiles
 
 All candidates meet the requirements of ``make kernels``, but for tiles of dQ that are not ``late``: their exponentials
-run beside a product less often, which only a time can excuse. One can only win if its results equal the shipped tile's
-up to a few roundings and, except for methods in any order, equal themselves bit for bit from run to run. A candidate
-that fails in any way is a row with the reason. They are compiled and tried in parallel processes beforehand
+run beside a product less often, which only a time can excuse. A candidate can only win if its results equal the shipped
+tile's up to a few roundings and, except for methods in any order, equal themselves bit for bit in every run. One that
+fails in any way is a row with the reason. They are compiled and tried in parallel processes beforehand
 (``tuning_workers``), since this program has to run alone on the device, and a candidate that crashes or hangs there is
 not launched here. In a session that has been done by its ``candidate`` jobs, and ``--failed`` has what failed.
 
