@@ -196,7 +196,10 @@ def status(
     watch: Annotated[bool, Parameter(negative=(), help="Print a line of progress as it changes, to the end.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show the progress of the studies under RESULTS, and every trial that is not ok."""
+    """Show the progress of the studies under RESULTS, and every trial that is not ok.
+
+    Exit code 1 if a trial is missing, still running, or did not end ok.
+    """
     from scalebench.cli.commands.stored import show_status
     from scalebench.cli.commands.watch import watch_studies
 
