@@ -154,7 +154,7 @@ def run(
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one per GPU).
     engine:
-        Where trials run: local (this machine), ray (the cluster at RAY_ADDRESS, or an embedded one) or slurm (job arrays).
+        Where trials run: local (this machine), ray (RAY_ADDRESS, or an embedded cluster) or slurm (job arrays).
     """
     from scalebench.cli.commands.sweeps import RunOptions, gpu_slots, run_study, statuses
 
