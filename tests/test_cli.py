@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from support import FINISHED, SMALL
 
+from scalebench import store
+
 COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "generate", "list", "doctor", "demo")
 
 
@@ -40,11 +42,11 @@ def test_a_misspelt_command_or_option_has_exit_code_2_and_a_suggestion(scalebenc
         (("plan", "bad.toml"), "bad.toml: train.steps: input should be greater than 0 (given 0)"),
         (("run", "demo", "--set", "train.steps"), "--set train.steps: expected key=value"),
         (("run", "demo", "--retry", "faild"), "did you mean 'failed'"),
-        (("status", "nowhere"), "nowhere: no results here"),
+        (("status", "nowhere"), "nowhere: no results here (no such folder)"),
         (("status", "--results", "x"), "name the folder alone: scalebench status FOLDER"),
         (("report", "--results=x"), "name the folder alone: scalebench report FOLDER"),
-        (("report", "nowhere"), "nowhere: no results here"),
-        (("export", "nowhere", "-o", "x.csv"), "nowhere: no results here"),
+        (("report", "nowhere"), "nowhere: no results here (no such folder)"),
+        (("export", "nowhere", "-o", "x.csv"), "nowhere: no results here (no such folder)"),
         (("run", "demo", "--results", "file/results"), "results cannot be written here"),
     ],
 )
@@ -64,6 +66,13 @@ def test_status_counts_and_gives_reasons(command, finished: Path) -> None:
     output = json.loads(command("status", finished, "--json")[1])
     assert output["studies"] == {"small": {"ok": 2, "unsupported": 2}}
     assert {row["error_class"] for row in output["not_ok"]} == {"Unsupported"}
+
+
+def test_show_without_ended_trials_says_so(command, tmp_path: Path) -> None:
+    store.new_attempt(tmp_path / "results" / "s", "a")
+    code, out, _ = command("show")
+    assert code == 0
+    assert out.startswith("no trial in results has ended")
 
 
 @pytest.mark.slow

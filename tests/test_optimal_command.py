@@ -112,6 +112,7 @@ def test_budgets_left_out_are_told_by_kind(command) -> None:
     request = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
     refused = json.loads(command(*request, "--json")[1])["allocations"][0]["refused"]
     few = [entry for entry in refused if "for a parabola" in entry["reason"]]
+    assert all("of params for a parabola" in entry["reason"] for entry in few)
     assert len(refused) > len(few) > 2
     lines = [line for line in command(*request)[1].splitlines() if "left out" in line]
     assert len(lines) < len(refused)

@@ -194,9 +194,9 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
     assert answer["beyond"] == pytest.approx(7)
     for name in ("step_time", "memory", "compute", "checkpoint", "energy"):
         assert answers[name]["value"] is None
-        assert "a fit of one law holds no costs" in answers[name]["reason"]
+        assert "a fit has no times, bytes or FLOPs" in answers[name]["reason"]
     _, out, _ = command("predict", "f.json", "--params", "7e10", "--tokens", "1.4e12")
-    assert "step time, memory, compute, checkpoint, energy: refused: a fit of one law holds no costs" in out
+    assert "step time, memory, compute, checkpoint, energy: refused: a fit has no times, bytes or FLOPs" in out
 
 
 def test_an_input_that_a_law_does_not_take_is_said(command) -> None:

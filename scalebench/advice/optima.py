@@ -208,10 +208,9 @@ def joint_sweep_optima(
     by_group: list[tuple[dict[str, float], tuple[Optimum, ...]]] = []
     refused: list[tuple[dict[str, float], str]] = []
     x = np.stack([columns[name] for name in swept], axis=1)
-    names = ("x",) if len(swept) == 1 else swept
     for group, rows in groups(columns, against):
         try:
-            by_group.append((group, joint_optimum(x[rows], columns["loss"][rows], names, neighbours)))
+            by_group.append((group, joint_optimum(x[rows], columns["loss"][rows], swept, neighbours)))
         except FitRefused as reason:
             refused.append((group, str(reason)))
     return by_group, tuple(refused)

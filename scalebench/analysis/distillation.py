@@ -232,7 +232,7 @@ def distillation_law(study: StudyAnalysis) -> Trend:
     better = sum(min(taught.by_seed) <= taught.teacher_loss for _, taught in known)
     if better:
         no_worse = f"{better} of {len(known)} students are no worse than their teacher"
-        return Trend(None, f"{no_worse}, and by this law a student always is")
+        return Trend(None, f"{no_worse}; the law is for students that are all worse")
     try:
         return determined(fit(_law_points(known), law="distillation"))
     except FitRefused as refusal:

@@ -106,7 +106,7 @@ def predict_fit(fitted: Fit, inputs: Mapping[str, float], response: str) -> Size
     if tokens is not None:
         data = PredictedQuantity("data", "tokens", tokens, basis="as requested")
     refused = [
-        PredictedQuantity(quantity, unit, reason="a fit of one law holds no costs: give a results folder")
+        PredictedQuantity(quantity, unit, reason="a fit has no times, bytes or FLOPs: give a results folder")
         for quantity, unit in (
             ("step time", "s"),
             ("memory", "B"),

@@ -73,7 +73,7 @@ def trial_warnings(path: Path, results: Results, where: str | None, used: Collec
     tuned = dict.fromkeys(axis for definition in studies for axis in tuned_axes(definition) if axis in trials)
     varied = [axis for axis in tuned if trials[axis].nunique() > 1]
     lines = {
-        f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them": mixed,
+        f"these trials differ in {', '.join(mixed)}: choose with --where, otherwise the fit mixes them": mixed,
         f"these trials are tuned over {', '.join(varied)}: the fit uses all of them, report and predict only the best "
         "at each size; choose with --where": varied,
     }

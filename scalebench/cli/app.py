@@ -154,8 +154,7 @@ def run(
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one per GPU).
     engine:
-        Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
-        arrays.
+        Where trials run: local (this machine), ray (RAY_ADDRESS, or an embedded cluster) or slurm (job arrays).
     """
     from scalebench.cli.commands.sweeps import RunOptions, gpu_slots, run_study, statuses
 
@@ -196,7 +195,10 @@ def status(
     watch: Annotated[bool, Parameter(negative=(), help="Print a line of progress as it changes, to the end.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show the progress of the studies under RESULTS, and every trial that is not ok."""
+    """Show the progress of the studies under RESULTS, and every trial that is not ok.
+
+    Exit code 1 if a trial is missing, still running, or did not end ok.
+    """
     from scalebench.cli.commands.stored import show_status
     from scalebench.cli.commands.watch import watch_studies
 

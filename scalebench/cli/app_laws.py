@@ -209,8 +209,7 @@ def next_(
     most:
         Maximum number of new trials within the budget (default 5).
     candidates:
-        A file of possible trials, one per row, with columns for the inputs of the law and flops; default: a grid over
-        the range of the points.
+        File of possible trials, with columns for the law's inputs and flops; default: a grid over the points' range.
     reach:
         Extend that grid to this multiple of the largest inputs.
     """

@@ -136,7 +136,7 @@ def show(
     results: ResultsOption = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Show one trial: configuration, results, log, attempts; without TRIAL, list all trials with their ids.
+    """Show one trial: configuration, results, log, attempts; without TRIAL, list those that ended, with their ids.
 
     Exit code 1 if the trial did not end ok.
     """

@@ -118,6 +118,6 @@ def _reason(best: bool, tied: bool, behind: float, spread: float | None) -> str:
     if best:
         return "lowest error on points held out"
     if spread is None:
-        return f"error higher by {behind:.3g} percent, with one configuration held out: no standard error"
+        return f"error higher by {behind:.3g} percentage points; one configuration held out, so no standard error"
     verdict = "not significantly different from the best" if tied else "worse than the best"
-    return f"{verdict}: error higher by {behind:.3g} +- {spread:.2g} percent"
+    return f"{verdict}: error higher by {behind:.3g} +- {spread:.2g} percentage points"

@@ -131,8 +131,9 @@ def study_dirs(path: Path) -> list[Path]:
     folders = [child for child in children if is_folder(child / "trials")]
     compared = [child for child in children if child.name.startswith("compare-")]
     if not folders and not any(is_folder(folder / "runs") for folder in (path, *compared)):
+        absent = "" if path.exists() else " (no such folder)"
         raise StoreError(
-            f"{path}: no results here; expected a results folder, or a study's folder in one, "
+            f"{path}: no results here{absent}; expected a results folder, or a study's folder in one, "
             "as `scalebench run STUDY` makes"
         )
     return folders

@@ -171,7 +171,7 @@ def check_served(request: Request, values: Mapping[str, Any], table: str) -> Non
     if implementation not in known:
         raise InputError(
             f"{table}.implementation: {request.family_name} has no implementation {implementation!r}, it has "
-            f"{', '.join(known)}; exclude the combination"
+            f"{', '.join(known)}; choose one of these, or exclude the combination"
         )
     if values.get("precision") == "float16" and request.device == "cpu":
         raise InputError(f"{table}.precision: float16 needs a GPU; bfloat16 is the 16-bit format on a CPU")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.cli.output import say, table
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused, choose
 from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_values
@@ -62,6 +62,7 @@ def _varying(path: Path, by_role: Mapping[str, str], where: str | None) -> list[
 def print_choice(choice: Choice) -> None:
     """Print the laws by hold-out error, and those that were refused."""
     rows = [(law.law, f"{law.error_percent:.3g} %", "tied" if law.tied else "", law.reason) for law in choice.ranking]
-    say(f"laws by hold-out error: {choice.n_forecasts} forecasts of {choice.n_configurations} configurations", "")
+    forecasts = number_of(choice.n_forecasts, "forecast")
+    say(f"laws by hold-out error: {forecasts} of {number_of(choice.n_configurations, 'configuration')}", "")
     table("", ("law", "hold-out error", "", "reason"), rows, last_is_text=True)
     say(*(f"{law}: refused: {reason}" for law, reason in choice.refused.items()), "")

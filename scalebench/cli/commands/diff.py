@@ -104,7 +104,7 @@ def _notes(changes: Difference, effects_shown: int) -> list[str]:
             continue
         lines.append(f"{name}: one run varies by {100 * spread:.2g} % between repeats")
         if any(effect.verdict == "within noise" and effect.quantity == name for effect in changes.effects):
-            lines[-1] += "; a change marked within noise is no larger than that of seeds alone can be"
+            lines[-1] += "; 'within noise' is a change that other seeds alone can make"
     lines += [f"{name}: not compared, as other programs ran during the trials of a folder" for name in changes.shared]
     if len(changes.effects) > effects_shown:
         lines.append(f"{len(changes.effects) - effects_shown} more comparisons; --json has all")

@@ -68,6 +68,8 @@ def list_trials(results: Path, *, as_json: bool) -> int:
             for row, text in zip(part.to_dict("records"), settings, strict=True)
         ]  # fmt: skip
         table(str(study), header, cells, text_columns=4)
+    if rows.empty:
+        say(f"no trial in {results} has ended: scalebench status {results} counts those that run or are missing")
     say(*(f"damaged, left out: {line}" for line in counted(stored.damaged)))
     return 0
 
