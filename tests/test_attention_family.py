@@ -129,7 +129,6 @@ def test_a_model_that_attends_beats_what_pooling_can_reach_and_pooling_does_not(
     assert pooling > bound - 4 * error
 
 
-@pytest.mark.slow
 def test_the_order_of_a_set_does_not_matter_and_the_query_does() -> None:
     torch.manual_seed(0)
     model, (x, _) = attention.build(attention.config_for(5e4), "sdpa"), sets().batch(0)
@@ -162,7 +161,6 @@ def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(fixed: di
         assert sizes[1] > sizes[0]
 
 
-@pytest.mark.slow
 def test_flops_are_the_counters_on_the_eager_path() -> None:
     config = attention.config_for(2e4)
     with FlopCounterMode(display=False) as counter:

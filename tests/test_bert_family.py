@@ -218,7 +218,6 @@ def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], wor
         bert.task(replace(bert.config_for(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
 
 
-@pytest.mark.slow
 def test_texts_and_lengths_without_pairs_are_refused() -> None:
     masked_pairs().check()
     with pytest.raises(ValueError, match="sequence_length = 7"):

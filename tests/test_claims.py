@@ -37,7 +37,6 @@ def prepare(study_dir: Path, number: int, driver: str = "d", trial: str = "t") -
     return attempt
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_that_claim_one_trial_at_the_same_time_one_has_it(tmp_path: Path, monkeypatch, links: bool) -> None:
     def refuse(*_: object) -> None:

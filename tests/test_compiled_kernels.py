@@ -54,7 +54,6 @@ def todays_jobs(compiler_is_known: bool) -> list[compile_ahead.Job]:
     return always + drawn.sample(rest, min(ROTATED, len(rest)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", todays_jobs(is_of_todays_compiler()), ids=lambda job: job.name)
 def test_a_shipped_configuration_meets_its_requirements(job: compile_ahead.Job) -> None:
     row = json.loads(json.dumps(compile_ahead.row_of(job)))

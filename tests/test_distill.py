@@ -62,6 +62,7 @@ def distilled(base: Path) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.slow
 def test_a_student_records_its_teacher_and_what_both_cost(base: Path, distilled: dict[str, Any]) -> None:
     teacher = next(
         row for row in store.load_results(base / "results" / "teacher").to_dict("records") if not row["seed"]

@@ -193,6 +193,7 @@ def test_the_flops_are_those_of_the_products_that_a_forward_pass_computes(name: 
 # --- the workload ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parent", "method"), [("parent", "full"), ("parent", "lora"), ("bert", "full")])
 def test_a_head_is_trained_measured_and_loaded_again(
     copied: Path, folders: Path, parent: str, method: str, capsys: pytest.CaptureFixture[str]

@@ -94,6 +94,7 @@ def test_derivatives_that_there_are_not_are_errors_by_name():
                 norm_of(dual, weight.detach())
 
 
+@pytest.mark.slow
 def test_compile_keeps_one_graph():
     graphs = []
 

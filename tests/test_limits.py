@@ -53,7 +53,6 @@ def test_micro_batches_are_halved_down_to_one_row() -> None:
     assert seen == [1, 2, 4, 8]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("fits", "status", "accumulation"), [(8, "ok", 4), (2, "oom", 32), (32, "ok", 1)])
 def test_out_of_memory_is_tried_again_in_smaller_micro_batches(
     small_study: Path, tmp_path: Path, monkeypatch, fits: int, status: str, accumulation: int

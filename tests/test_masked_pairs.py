@@ -61,7 +61,6 @@ def test_a_short_row_has_one_masked_token() -> None:
     assert ((mask(tokens, 256, np.random.default_rng(0))[1] != IGNORED).sum(1) == 1).all()
 
 
-@pytest.mark.slow
 def test_masks_and_pairs_are_new_every_step_and_decided_by_seed_and_step() -> None:
     first = masked_pairs().batch(7)
     assert all(torch.equal(a, b) for a, b in zip(first, masked_pairs().batch(7), strict=True))

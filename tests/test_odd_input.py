@@ -67,7 +67,6 @@ def test_a_home_folder_of_nobody_is_a_line() -> None:
         open_source("text:~nobody-of-this-name/x")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rates", [("0", "1", "1"), ("1", "nan", "1"), ("1", "1", "inf"), ("-1", "1", "1")])
 def test_ceilings_are_positive_numbers(command, rates: tuple[str, ...]) -> None:
     code, _, error = command("plan", "gpu-speed", "--speed", "--ceilings", *rates)
@@ -153,7 +152,6 @@ def test_refits_whose_derivatives_overflow_end_without_an_error() -> None:
         assert all(np.isfinite(row.predicted) for row in fitted.backtest("rolling").forecasts)
 
 
-@pytest.mark.slow
 def test_a_copy_of_an_attempt_counts_once(tmp_path: Path) -> None:
     planted_results(tmp_path / "r")
     shutil.copytree(tmp_path / "r", tmp_path / "copy")

@@ -58,7 +58,6 @@ def checkpoints(correlation: float) -> dict[str, np.ndarray]:
     return {"params": params, "tokens": tokens, "loss": loss}
 
 
-@pytest.mark.slow
 def test_a_break_is_reported_where_a_power_law_is_fitted() -> None:
     """The 95 % interval at ten times the largest size holds the truth in none of such studies."""
     fitted = fit(bent(0.25))
@@ -66,7 +65,6 @@ def test_a_break_is_reported_where_a_power_law_is_fitted() -> None:
     assert any("another shape" in line for line in value_warnings(bent(0.25), fitted))
 
 
-@pytest.mark.slow
 def test_checkpoints_of_one_run_are_reported_without_a_column_that_names_runs() -> None:
     assert fit(checkpoints(0.9), "chinchilla").streaks.flagged
     assert not fit(checkpoints(0.0), "chinchilla").streaks.flagged
