@@ -85,7 +85,7 @@ def test_the_candidates_of_a_kernel_are_timed_and_the_fastest_right_one_wins(tmp
 
     candidates = [Candidate(1.0), Candidate(2.0), Candidate(1.0)]
     tunable = tuning.Tunable("keys", 64, 1024, True, candidates, lambda: run, flops=1e12)
-    tuning.measure_all(iter([tunable]), Counting(), tmp_path / "rows.json")
+    tuning.measure_all(iter([tunable]), Counting(), tmp_path / "rows.json", {})
     rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert [row["winner"] for row in rows] == [True, False, False]
     assert [row["tflops"] for row in rows] == [1.0, 0.5, pytest.approx(1 / 3)]
