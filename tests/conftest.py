@@ -16,7 +16,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The server of drivers is forked from this process: what a fork server has before it loads libraries (``forked.py``).
 os.environ["OMP_WAIT_POLICY"] = "passive"
-# Inductor compiles in the process itself: one that is forked after a test compiled would wait for its pool for ever.
+# Inductor compiles without its pool of threads: a process forked after a test has compiled lacks them, and would wait
+# for them forever.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).

@@ -253,7 +253,7 @@ def test_files_are_written_outside_of_out_where_they_can_be_renamed_from(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    assert make_session(tmp_path).staging == tmp_path / ".out-staging"  # the scratch folder is of another file system
+    assert make_session(tmp_path).staging == tmp_path / ".out-staging"  # the scratch folder is on another file system
     own.append(tmp_path / ".out-staging")
     session = make_session(tmp_path)
     assert session.staging == out  # so is everything outside of OUT

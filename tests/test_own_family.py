@@ -116,7 +116,7 @@ def test_a_configuration_that_could_be_changed_is_refused(folder: Path, written:
     example = (folder / "model.py").read_text()
     assert "@dataclass(frozen=True)" in example
     (folder / "model.py").write_text(example.replace("@dataclass(frozen=True)", written))
-    with pytest.raises(StudyError, match="Config is no frozen dataclass"):
+    with pytest.raises(StudyError, match="Config must be a frozen dataclass"):
         load_study("own.toml")
 
 

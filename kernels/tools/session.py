@@ -177,9 +177,9 @@ class Session:
 def staging_of(out: Path, work: Path) -> Path:
     """Return a folder outside ``out`` from where files can be renamed into it, so that ``out`` never has more files.
 
-    A file is replaced atomically only within one file system: the scratch folder, or else a folder beside ``out``. If
-    ``out`` is a file system of its own there is none, and the result is ``out`` itself. log.txt, created if there is
-    none, shows by being replaced whether renaming works.
+    Renaming works only within one file system, so the scratch folder is tried first, then a folder beside ``out``. If
+    ``out`` is a mount point, neither works and ``out`` itself is returned. log.txt is created if missing, and replaced
+    to test whether renaming works.
     """
     log = out / "log.txt"
     for folder in (work / "staging", out.parent / f".{out.name}-staging"):
@@ -188,7 +188,7 @@ def staging_of(out: Path, work: Path) -> Path:
             copy = folder / log.name
             copy.write_bytes(log.read_bytes() if log.exists() else b"")
             copy.replace(log)
-        except OSError:  # of another file system, or read-only
+        except OSError:  # on another file system, or read-only
             continue
         return folder
     return out

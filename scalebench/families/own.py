@@ -93,7 +93,7 @@ def _loaded(path: Path, content: bytes) -> Any:
     if lacking := [name for name in REQUIRED if not hasattr(module, name)]:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; scalebench/families/base.py documents each")
     if not _is_frozen(module.Config):
-        raise InputError(f"{path}: Config is no frozen dataclass; write @dataclass(frozen=True) above it")
+        raise InputError(f"{path}: Config must be a frozen dataclass; write @dataclass(frozen=True) above it")
     summary = (module.__doc__ or path.stem).strip().splitlines()[0]
     for name, value in (DEFAULTS | {"SUMMARY": summary, "explicit": module.Config}).items():
         module.__dict__.setdefault(name, value)
