@@ -9,6 +9,16 @@ from typing import Any
 from session import Session
 
 
+class FakeClock:
+    """A clock that steps move by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def make_session(tmp_path: Path, seconds: float = 100.0, **options: Any) -> Session:
     """A session on a CPU with nothing done."""
     clock = options.pop("clock", time.monotonic)

@@ -8,20 +8,47 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import triton
 import triton.language as tl
-from launched_configurations import ARCHITECTURE, pretend_to_have_a_gpu
+from launch_requests import ARCHITECTURE, pretend_to_have_a_gpu
 from scalekernels.providers import Unsupported
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+SOURCE = Path(__file__).with_name("stub_driver.c")
+HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+
+
+def compiler() -> str:
+    """The C compiler; skips the test where it, or what it includes, is missing."""
+    program = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if program is None:
+        pytest.skip("no C compiler")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        pytest.skip("no Python.h, which Triton's launcher is compiled with")
+    if not (HEADERS / "cuda.h").exists():
+        pytest.skip("this Triton brings no cuda.h")
+    return program
+
+
+def built_stub(folder: Path) -> Path:
+    """Build the stub driver in a folder, under the name that Triton looks for, and return the folder."""
+    named = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
+    done = subprocess.run([compiler(), f"-I{HEADERS}", str(SOURCE), *named], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 class Driver(nvidia.CudaDriver):

@@ -18,7 +18,7 @@ import session_measures
 import session_steps
 from session import Session, Step, run_steps
 from session_pool import Job, Pool
-from session_support import make_session
+from session_support import FakeClock, make_session
 from support import REPOSITORY, child_environment
 
 from scalebench.cli.app import app
@@ -43,16 +43,6 @@ for line in sys.stdin:
         case "sleep": time.sleep(job["seconds"]); print(json.dumps({"status": "ok", "pid": os.getpid()}), flush=True)
         case _: print(json.dumps({"status": "ok", "pid": os.getpid()}), flush=True)
 """
-
-
-class FakeClock:
-    """A clock that steps move by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make_pool(tmp_path: Path, workers: int = 1, seconds: float = 30.0, budget: float = 10.0) -> tuple[Pool, list[Any]]:
@@ -106,6 +96,18 @@ def test_jobs_that_need_much_memory_do_not_run_together(tmp_path: Path) -> None:
     rows = pool.run([job(f"large {i}", "sleep", memory=6.0, seconds=0.7) for i in range(2)])
     assert time.monotonic() - begun > 1.4
     assert [row["status"] for row in rows] == ["ok", "ok"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_not_ready_at_the_deadline_has_not_failed(tmp_path: Path) -> None:
+    pool, _ = make_pool(tmp_path, seconds=0.5)
+    pool.command = (sys.executable, "-c", "import time; time.sleep(60)")
+    assert [row["status"] for row in pool.run([job("one", "work"), job("two", "work")])] == ["not run", "not run"]
+    pool, _ = make_pool(tmp_path)
+    pool.command = (sys.executable, "-c", "raise SystemExit(5)")
+    (row,) = pool.run([job("one", "work")])
+    assert row["status"] == "crashed"
+    assert "the worker did not start: exit status 5" in row["problem"]
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stub_driver
-import triton
 from forking import value_of_forked
 from scalekernels import OPERATIONS
-from stub_driver import BROKEN_BEGIN
+from stub_driver import BROKEN_BEGIN, built_stub
 from support import REPOSITORY
 
-SOURCE = Path(__file__).with_name("stub_driver.c")
 CACHE = REPOSITORY / "results" / "triton"  # Triton's own, by content: compiling every kernel takes most of the time
-HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
 PROVIDERS = {
     "attention": {"triton", "triton-pointers", "triton-atomic", "triton-atomic-pointers", "triton-descriptors"},
     "cross_entropy": {"triton"},
@@ -36,27 +30,10 @@ BROKEN = {
 }
 
 
-def compiler() -> str:
-    """The C compiler; skips the test where it, or what it includes, is missing."""
-    program = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if program is None:
-        pytest.skip("no C compiler")
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        pytest.skip("no Python.h, which Triton's launcher is compiled with")
-    if not (HEADERS / "cuda.h").exists():
-        pytest.skip("this Triton brings no cuda.h")
-    return program
-
-
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the stub driver as Triton looks for it."""
-    folder = tmp_path_factory.mktemp("stub")
-    named = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
-    command = [compiler(), f"-I{HEADERS}", str(SOURCE), *named]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return built_stub(tmp_path_factory.mktemp("stub"))
 
 
 @pytest.fixture(scope="module")

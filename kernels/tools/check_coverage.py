@@ -13,17 +13,29 @@ from scalekernels.compilation import ARCHITECTURES, Compilation
 
 
 def record_launches(launched: list[dict[str, Any]]) -> None:
-    """Append to ``launched`` every configuration that triton compiles or loads in this process (not if interpreted)."""
+    """Append to ``launched`` every configuration that triton compiles or loads in this process (not if interpreted).
+
+    ``cached``: it was loaded from triton's cache.
+    """
+    cached = [False]
+
+    def look(*, cache_hit: bool, **_: Any) -> None:  # called just before ``note``
+        cached[0] = cache_hit
 
     def note(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> None:  # noqa: A002 - triton's name
-        function = fn.jit_function
-        names = [parameter.name for parameter in function.params]
-        constants = {names[path[0]]: str(value) for path, value in compile["constants"].items() if len(path) == 1}
-        entry = {"function": f"{function.fn.__module__}.{function.fn.__qualname__}", "constants": constants}
-        entry |= {"pointers": pointers_of(compile["signature"])}
-        launched.append(entry | {"num_warps": compile["num_warps"], "num_stages": compile["num_stages"]})
+        launched.append(launch_of(fn.jit_function, compile) | {"cached": cached[0]})
 
+    triton.knobs.compilation.listener = look
     triton.knobs.runtime.jit_post_compile_hook = note
+
+
+def launch_of(function: Any, compiled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies the configuration of a launch: function, constants, pointer types, warps, stages."""
+    names = [parameter.name for parameter in function.params]
+    constants = {names[path[0]]: str(value) for path, value in compiled["constants"].items() if len(path) == 1}
+    entry = {"function": f"{function.fn.__module__}.{function.fn.__qualname__}", "constants": constants}
+    entry |= {"pointers": pointers_of(compiled["signature"])}
+    return entry | {"num_warps": compiled["num_warps"], "num_stages": compiled["num_stages"]}
 
 
 def pointers_of(signature: Mapping[str, str]) -> dict[str, str]:

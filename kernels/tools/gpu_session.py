@@ -3,9 +3,11 @@
     python kernels/tools/gpu_session.py first  --out OUT --seconds 250 [--carried .gpu-session]
     python kernels/tools/gpu_session.py second --out OUT --seconds 420 [--carried .gpu-session]
 
-``first`` checks the kernels: the assembler canary with every ptxas, every shipped configuration against float64, and a
-short training run of every implementation; then it finds the fastest tiles. ``second`` measures: operations at the
-shapes of the goals, training from 124M to 1.3B parameters, profiles, a law of loss on one GPU.
+``first`` checks the kernels. After the assembler canary with every ptxas, processes without a CUDA context compile
+what the checks will launch and the carried cache lacks, while ceilings on random data and PyTorch's attention are
+measured on the device. Then it checks every shipped configuration against float64, and a short training run of every
+implementation, and finds the fastest tiles. ``second`` measures: operations at the shapes of the goals, training from
+124M to 1.3B parameters, profiles, a law of loss on one GPU.
 
 After every step the results so far are in OUT, so that being killed loses only the current step. OUT has at most eight
 files and no folders: summary.md, check.json, tune.json, compare.parquet, train.parquet, results.tar.gz (for

@@ -130,7 +130,7 @@ def measuring_steps() -> list[Step]:
 # --- programs that take turns on the GPU -----------------------------------------------------------------------------
 
 
-def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str:
+def together(session: Session, programs: Mapping[str, Callable[[], str]], keep_every_s: float = KEEP_EVERY_S) -> str:
     """Run programs concurrently and return a line for each; results are copied to OUT at intervals.
 
     Programs take turns on the GPU by its lock, so only their preparations overlap. They start in order. Raises
@@ -139,7 +139,7 @@ def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str
     ended, outcomes = threading.Event(), {}
 
     def bring() -> None:
-        while not ended.wait(KEEP_EVERY_S):
+        while not ended.wait(keep_every_s):
             keep(session)
 
     def run_later(place: int, name: str, program: Callable[[], str]) -> bool:
@@ -171,17 +171,18 @@ def tables_step(tables: Sequence[Table]) -> Any:
     return lambda session: together(session, {table.name: partial(compare, session, table) for table in tables})
 
 
-def compare(session: Session, table: Table) -> str:
-    """Measure a table and return a short summary; the comparison ends itself before the deadline."""
+def compare(session: Session, table: Table, most_s: float = 600.0) -> str:
+    """Measure a table within ``most_s`` and return a short summary; the comparison ends itself before the deadline."""
     if session.device == "cpu":
         shapes = [session_rehearsed.SHAPES[table.operation]]
         table = replace(table, shapes=shapes, providers="eager", baseline="eager", seconds=0.02)
     words = [word for shape in table.shapes for word in ("--shapes", written(shape))]
     options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
     options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
-    options += ["--results", session.work / "results", "--minutes", max(1.0, session.left_s() - CLOSING_S) / 60]
+    options += ["--results", session.work / "results", "--minutes"]
+    options += [max(1.0, min(most_s, session.left_s()) - CLOSING_S) / 60]
     try:
-        output = session.python("-m", "scalebench.cli.app", "compare", table.operation, *words, *options)
+        output = session.python("-m", "scalebench.cli.app", "compare", table.operation, *words, *options, most_s=most_s)
     except ProgramFailedError as error:
         raise RuntimeError(verdict(error.output) or str(error)) from None
     return f"{len(output.splitlines())} lines"

@@ -113,6 +113,8 @@ class Worker:
         """Return a job's result: the worker's own, or how the worker ended or failed to answer."""
         begun = time.monotonic()
         if self.process is None and not self._start(deadline):
+            if time.monotonic() >= deadline:
+                return self._ended("stopped at the deadline", begun, "not run")
             return self._ended("the worker did not start", begun)
         assert self.process is not None
         assert self.process.stdin is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OPTIMIZER_STEPS = 20  # of an optimizer check: a step takes 50 ms in the interpreter
+COMPILED = 2  # kernels of each operation that are compiled before the checks
 MODEL = ("model.width=64", "model.heads=4", "model.head_dim=16")
 TRAINING = (
     "train.device=cpu", "train.implementation=sdpa", "train.warmup_steps=1", "train.batch_size=2",

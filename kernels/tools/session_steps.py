@@ -6,18 +6,20 @@ import json
 import lzma
 import re
 import shutil
-import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, MOST_BYTES, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
+from session import KERNELS, RESERVE_S, ROOT, ProgramFailedError, Session, Step, last_words
 from session_after import after_training
+from session_compile import CHECKS_S, COMPILING_S, TUNING_S, compile_and_measure, pack_cache
 from session_measures import measuring_steps
-from session_pool import Pool
+from session_pool import Job, Pool
 from tuning_workers import problems
 
 from scalebench.running import processes
@@ -27,11 +29,12 @@ GPU_MEMORY_SHARE = 0.75  # of the device, for all concurrent checks
 
 
 def first() -> list[Step]:
-    """Check the kernels, then find the fastest tiles."""
+    """Compile the kernels and measure what they are compared with, check them, then find the fastest tiles."""
     return [
         *BEGINNING,
-        Step("checks", checks, least_s=20, most_s=130),
-        Step("tuning", tuning, least_s=15, most_s=50),
+        Step("compile and baselines", compile_and_measure, least_s=20, most_s=COMPILING_S),
+        Step("checks", checks, least_s=20, most_s=CHECKS_S),
+        Step("tuning", tuning, least_s=15, most_s=TUNING_S),
         Step("racecheck", racecheck, least_s=15, most_s=30),
         Step("launch shapes", launch_shapes, least_s=25, most_s=45),
         Step("cache", pack_cache, least_s=-RESERVE_S),
@@ -230,14 +233,24 @@ def checks(session: Session) -> str:
 
     budget = GPU_MEMORY_SHARE * session.versions.get("memory_bytes", 16e9)
     deadline = session.clock() + session.left_s()
-    Pool(session.workers, session.environment, deadline, budget, session.work / "worker.log", keep).run(jobs)
+    pool = Pool(session.workers, session.environment, deadline, budget, session.work / "worker.log", keep)
+    loaded = loaded_kernels(jobs, pool.run(jobs))
     session.coverage = coverage(session)
-    counts = {status: sum(c["status"] == status for c in session.checks.values()) for status in _statuses(session)}
-    return ", ".join(f"{count} {status}" for status, count in counts.items())
+    counts = sorted(Counter(check["status"] for check in session.checks.values()).items())
+    return ", ".join([*(f"{count} {status}" for status, count in counts), *loaded])
 
 
-def _statuses(session: Session) -> list[str]:
-    return sorted({check["status"] for check in session.checks.values()})
+def loaded_kernels(jobs: Sequence[Job], results: Iterable[dict[str, Any]]) -> list[str]:
+    """Return how many of the kernels that the cases launched were compiled before, if any were launched.
+
+    All are, if the keys that were found without a GPU are those of the launches; see ``launch_requests``.
+    """
+    cases = {job.name for job in jobs if job.what["kind"] == "case"}
+    launched = [entry for result in results if result["name"] in cases for entry in result.get("launched", ())]
+    compiled = [entry["function"] for entry in launched if not entry["cached"]]
+    text = f"{len(launched) - len(compiled)} of {len(launched)} kernels of the cases were compiled before"
+    names = ", ".join(f"{count} of {name}" for name, count in Counter(compiled).most_common(3))
+    return [text + (f" (not: {names}, …)" if names else "")] if launched else []
 
 
 def _operation(name: str) -> str:
@@ -268,7 +281,7 @@ def coverage(session: Session) -> dict[str, Any]:
     return {"shipped": len(shipped), "launched": len(shipped) - len(missing), "missing": missing}
 
 
-# --- tuning, races, the cache ----------------------------------------------------------------------------------------
+# --- tuning and races ------------------------------------------------------------------------------------------------
 
 
 def tuning(session: Session, quick: bool = False) -> str:
@@ -347,23 +360,3 @@ def racecheck(session: Session) -> str:
     if summary is None or int(summary[1]):
         raise RuntimeError(last_words(output))
     return summary[0]
-
-
-def pack_cache(session: Session) -> str:
-    """Pack the compiled kernels without intermediate text, unless they are too large; an older archive is removed."""
-    folder, target = session.work / "triton", session.out / "cache.tar.xz"
-    if not folder.exists():
-        return "nothing compiled"
-    files = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
-    listed = "\n".join(str(p.relative_to(session.work)) for p in files)
-    with session.replacing(target.name) as path:
-        pack = subprocess.run(
-            ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
-            input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
-        )  # fmt: skip
-        size = path.stat().st_size if path.exists() else 0
-        if pack.returncode or size > MOST_BYTES:
-            path.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
-            return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
-    return f"{len(files)} files, {size >> 10} KiB"

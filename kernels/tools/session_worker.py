@@ -2,7 +2,8 @@
 
 Kinds of job: ``case`` (a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
 rounding), ``canary`` (the assembler), ``mechanism`` (of the GPU), ``candidate`` (compile a tile of a kernel and compare
-its results with the shipped one's), ``command`` (a program). Standard output has nothing but results.
+its results with the shipped one's), ``compile`` (what a launch would compile, without a GPU), ``command`` (a program).
+Standard output has nothing but results.
 """
 
 from __future__ import annotations
@@ -64,6 +65,14 @@ def run_candidate(job: Job) -> dict[str, Any]:
     return try_candidate(job)
 
 
+def run_compile(job: Job) -> dict[str, Any]:
+    """Compile what a launch would into Triton's cache, without a GPU."""
+    from launch_requests import compile_request
+
+    compile_request(job, job["capability"])
+    return {}
+
+
 def run_command(job: Job) -> dict[str, Any]:
     """Run a program; an unexpected exit status is a problem, reported with the end of the output."""
     done = subprocess.run(job["command"], capture_output=True, text=True, errors="replace", timeout=job["timeout_s"])
@@ -80,6 +89,7 @@ KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "canary": run_canary,
     "mechanism": run_mechanism,
     "candidate": run_candidate,
+    "compile": run_compile,
     "command": run_command,
 }
 
