@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import compile_ahead
 import pytest
@@ -18,13 +20,17 @@ from scalekernels.attention import (
     attention_over_cache,
     compilations,
     cost,
+    hopper_gradients,
     inputs,
+    kernels,
+    launch,
     providers,
     results,
     tiles,
 )
 from scalekernels.compilation import ARCHITECTURES
 from scalekernels.providers import Unsupported
+from torch._subclasses import FakeTensorMode
 
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PROVIDERS = providers()
@@ -220,3 +226,31 @@ def test_forward_mode_is_an_error_by_name():
             attention(q, dual, q)
         with torch.no_grad(), pytest.raises(RuntimeError, match="attention_over_cache has no forward-mode derivative"):
             attention_over_cache(q[:, :, :2], dual, q)
+
+
+def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    """Of the kernels in Triton, of those in Gluon, and of what runs before and after the latter."""
+    current, launched = [0], []
+
+    @contextlib.contextmanager
+    def on(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **_: launched.append((grid, current[-1]))
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    for name in ("attention_statistics", "attention_scale_queries"):
+        monkeypatch.setattr(kernels, name, Kernel())
+    with FakeTensorMode():  # tensors on a device that is not there
+        q = torch.empty(1, 2, 200, 64, device="cuda:1", dtype=torch.float16)
+        lse = torch.empty(1, 2, 200, device="cuda:1")
+        launch._launch(Kernel(), 3, tiles.Tile(64, 64, 4, 2), {"length": 5, "q": q}, {})
+        hopper_gradients.launch(Kernel(), 4, {"q_desc": SimpleNamespace(base=q)})
+        hopper_gradients.row_statistics(q, q, lse)
+        hopper_gradients.scale_queries(torch.empty(1, 2, 256, 64, device="cuda:1"), q, 0.5)
+    assert [device for _, device in launched] == [1, 1, 1, 1]
+    assert [grid for grid, _ in launched[:2]] == [(3,), (4,)]

@@ -136,6 +136,21 @@ def test_a_table_that_lacks_a_row_or_was_made_from_other_sources_is_out_of_date(
     assert compile_ahead.out_of_date(report, jobs)
 
 
+@pytest.mark.parametrize("place", ["rows", "other_assembler"])
+def test_a_missed_requirement_is_the_exit_status(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report: Any = written()
+    monkeypatch.setattr(compile_ahead, "compiled_report", lambda *_: report)
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    assert compile_ahead.main(["--output", str(tmp_path / "table.json")]) == 0
+    rows = report["rows"] if place == "rows" else report["other_assembler"]["rows"]
+    rows[0]["failures"] = ["71.0 instructions per element in the main loop; 70 allowed"]
+    assert compile_ahead.main(["--output", str(tmp_path / "table.json")]) == 1
+    assert "1 miss a requirement" in capsys.readouterr().out
+    assert "71.0 instructions" in (tmp_path / "table.json").read_text()
+
+
 # --- another assembler -----------------------------------------------------------------------------------------------
 
 

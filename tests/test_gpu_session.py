@@ -334,6 +334,24 @@ def test_the_first_phase_compares_the_losses_of_every_way_over_200_steps_and_loo
         assert "--unwaiting" in command
 
 
+def test_the_first_jobs_look_for_a_fast_and_exact_sum_of_weights_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    import check_case
+    from session_jobs import check_jobs
+    from session_worker import answer
+
+    for device in ("cuda", "cpu"):
+        (sums,) = (job for job in check_jobs(device, ("cross_entropy", "norm")) if job.what["kind"] == "sums")
+        assert sums.priority == 0
+    result = answer(sums.what, [])
+    assert result["status"] == "ok"  # on a CPU, which has no such product
+    assert result["information"] == [f"sums of {name} products: float32 copies" for name in ("bfloat16", "float16")]
+    paths = iter(("addmm", "float32 copies"))
+    monkeypatch.setattr(check_case, "weight_gradient_path", lambda *_: next(paths))
+    result = answer({"kind": "sums", "device": "cuda"}, [])
+    assert result["status"] == "failed"
+    assert result["problem"].startswith("sums of float16 products: no product of 16-bit matrices")
+
+
 def test_a_rehearsal_takes_few_steps_of_every_optimizer() -> None:
     from session_jobs import check_jobs
 

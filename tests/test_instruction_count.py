@@ -75,3 +75,37 @@ def test_adam_with_copies_ahead_has_room_for_them_and_does_not_spill(name: str, 
     block_bytes = 1024 * (2 + 2 + 1 + 1) + 1024 // 256 * (4 + 4)  # parameters, gradients, both states, their scales
     assert code.shared_bytes == 2 * blocks_ahead * block_bytes  # of each of the two roundings, one of which runs
     assert code.registers * 128 * 6 <= 65536  # six programs on a multiprocessor
+
+
+def wide_loops(cubin: bytes) -> list[list[str]]:
+    """The instructions of each loop with 16-byte loads, in order."""
+    instructions, labels = sass.disassembled(cubin)
+    jumps = ((at, sass._JUMP.search(text)) for at, text in enumerate(instructions))
+    loops = sorted((labels[jump[1]], at + 1) for at, jump in jumps if jump and labels[jump[1]] < at)
+    bodies = [instructions[first:last] for first, last in loops]
+    return [body for body in bodies if any(sass._WIDE_LOAD.search(text) for text in body)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("label", ["both bf16", "gradient bf16", "both fp32", "both bf16 classes weighed"])
+def test_the_loss_reduces_once_a_row_and_keeps_the_row_for_the_second_pass(label: str) -> None:
+    """Threads exchange nothing in the loops over a row; its first pass asks the caches to keep it, its second does not.
+
+    Each pass has a loop over whole tiles and one over the rest.
+    """
+    from scalekernels.cross_entropy import compilations
+
+    (loss,) = [configuration for configuration in compilations(90) if configuration.label == label]
+    compiled, _ = machine_code.compile_for(loss, 90)
+    loops = wide_loops(compiled.asm["cubin"])
+    assert len(loops) == 4
+    for body in loops:
+        assert any("MUFU.EX2" in text for text in body)
+        assert not any(text.startswith(("BAR", "SHFL", "REDUX", "STS", "LDS")) for text in body)
+    for kept, bodies in ((".EL.", loops[:2]), (".EF.", loops[2:])):
+        for body in bodies:
+            loads = [text for text in body if sass._WIDE_LOAD.search(text)]
+            assert any(kept in text for text in loads)
+            assert not any({".EL.": ".EF.", ".EF.": ".EL."}[kept] in text for text in loads)
+            assert any(text.startswith("STG") or " STG" in text for text in body) == (kept == ".EF.")

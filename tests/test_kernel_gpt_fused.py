@@ -67,6 +67,18 @@ def test_gelu_is_torchs_tanh_form_with_its_gradient() -> None:
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by inductor, at import
+def test_compiled_gelu_keeps_its_input_alone_so_that_each_way_is_one_elementwise_pass() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(3, 40, dtype=torch.bfloat16, requires_grad=True)
+    out = torch.compile(gelu, fullgraph=True, backend="aot_eager_decomp_partition")(x)
+    assert [(kept.shape, kept.dtype) for kept in out.grad_fn.saved_tensors] == [(x.shape, x.dtype)]
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    (expected,) = torch.autograd.grad(gelu(x).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=2**-7, atol=2**-7)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:

@@ -31,6 +31,7 @@ from check_results import judged, same_bits
 from check_rounding import check_rounding
 from check_steps import check_steps
 from scalekernels.accuracy import Terms, terms_of
+from scalekernels.cross_entropy.products import PATHS, weight_gradient_path
 from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unsupported
 from torch import Tensor
@@ -146,6 +147,20 @@ def check_mechanism(name: str, device: str) -> dict[str, Any]:
             "information": problem or "exact",
         }
     }
+
+
+def check_sums(device: str) -> dict[str, Any]:
+    """Check that the loss has a fast product for the sums of weight's gradient; on a GPU the slow one is a problem.
+
+    The first request tries each way on the device for exact results; see ``cross_entropy.products``.
+    """
+    checks: dict[str, Any] = {}
+    for name in ("bfloat16", "float16"):
+        path = weight_gradient_path(device, DTYPES[name])
+        slow = device == "cuda" and path == list(PATHS)[-1]
+        problem = "no product of 16-bit matrices adds to float32 sums correctly" if slow else None
+        checks[f"sums of {name} products"] = {"problem": problem, "information": path}
+    return checks
 
 
 # --- which cases -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     ]
     for operation in operations:
         jobs += case_jobs(operation, device)
+    if "cross_entropy" in operations:
+        jobs.append(Job("sums of weight's gradient", {"kind": "sums", "device": device}, 0, SMALL_BYTES))
     if device == "cuda" and "attention" in operations:
         jobs += mechanism_jobs(device)
     if "optimizer" in operations:

@@ -1,9 +1,9 @@
 """A worker of the GPU session: reads jobs from standard input and writes results to standard output, as JSON lines.
 
 Kinds of job: ``case`` (a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
-rounding), ``canary`` (the assembler), ``mechanism`` (of the GPU), ``candidate`` (compile a tile of a kernel and compare
-its results with the shipped one's), ``compile`` (what a launch would compile, without a GPU), ``command`` (a program).
-Standard output has nothing but results.
+rounding), ``canary`` (the assembler), ``mechanism`` (of the GPU), ``sums`` (how the loss sums weight's gradient),
+``candidate`` (compile a tile of a kernel and compare its results with the shipped one's), ``compile`` (what a launch
+would compile, without a GPU), ``command`` (a program). Standard output has nothing but results.
 """
 
 from __future__ import annotations
@@ -54,7 +54,17 @@ def run_mechanism(job: Job) -> dict[str, Any]:
     """Check one mechanism of the GPU by itself."""
     from check_case import check_mechanism
 
-    checks = check_mechanism(job["name"], job["device"])
+    return _informing(check_mechanism(job["name"], job["device"]))
+
+
+def run_sums(job: Job) -> dict[str, Any]:
+    """Check how the loss sums weight's gradient."""
+    from check_case import check_sums
+
+    return _informing(check_sums(job["device"]))
+
+
+def _informing(checks: Mapping[str, Any]) -> dict[str, Any]:
     return {"checks": checks, "information": [f"{name}: {check['information']}" for name, check in checks.items()]}
 
 
@@ -88,6 +98,7 @@ KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "rounding": run_rounding,
     "canary": run_canary,
     "mechanism": run_mechanism,
+    "sums": run_sums,
     "candidate": run_candidate,
     "compile": run_compile,
     "command": run_command,

@@ -56,11 +56,11 @@ class FusedOptimizer(Optimizer):
     - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random, reproducibly by ``seed``, so that
       updates smaller than half a unit are not lost.
 
-    ``step`` builds no lists and copies nothing to the device while parameters, state and gradients are the same tensors
-    at the same addresses; if only gradients differ, it copies their addresses. A step can be captured in a CUDA graph
-    after an uncaptured one, with gradient tensors kept (``zero_grad(set_to_none=False)``) and ``lr`` a tensor on the
-    device, which every replay reads. The caller has to order steps on different streams, as for anything that writes
-    the same parameters (``tables``).
+    ``step`` compares objects and addresses with those of the last step (``bound``): while parameters, state and
+    gradients are the same, it builds no tables and copies nothing to the device; if only gradients differ, it copies
+    their addresses. A step can be captured in a CUDA graph after an uncaptured one, with gradient tensors kept
+    (``zero_grad(set_to_none=False)``) and ``lr`` a tensor on the device, which every replay reads. The caller has to
+    order steps on different streams, as for anything that writes the same parameters (``tables``).
 
     ``step`` raises for a gradient that is sparse or has another dtype or layout than its parameter, for a parameter
     whose dtype, layout or size no longer matches its state, and for unsupported options switched on later. The
