@@ -119,6 +119,18 @@ def test_autocast_casts_as_linear_does():
         assert error(mine, truth.double()) <= 2 * error(plain, truth.double())
 
 
+def test_autocast_computes_what_casts_by_hand_do():
+    x, weight, target = tensors(13, classes=30)
+    halves = [tensor.detach().half().requires_grad_() for tensor in (x, weight)]
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours = linear_cross_entropy(x, weight, target)
+    by_hand = linear_cross_entropy(*halves, target)
+    assert torch.equal(ours, by_hand)
+    assert not torch.equal(ours, linear_cross_entropy(x, weight, target))
+    for mine, half in zip(torch.autograd.grad(ours, (x, weight)), torch.autograd.grad(by_hand, halves), strict=True):
+        assert torch.equal(mine, half.float())
+
+
 def test_sixteen_bit_gradients_do_not_underflow_in_large_batches():
     """Divided by 65536 and then rounded, float16 gradients of logits would be 0; here the division comes last."""
     x, weight, target = tensors(16, classes=200, width=4)

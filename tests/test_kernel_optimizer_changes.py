@@ -132,6 +132,25 @@ def test_loaded_state_is_used():
     assert largest(params, exact) < 1e-6
 
 
+def test_state_that_moves_under_the_same_object_is_used():
+    params, exact, optimizer, other = pair()
+    give_gradients(1, params, exact)
+    optimizer.step()
+    other.step()
+    left = []  # what the state leaves is not freed, so that a step there would show in the parameters alone
+    for param in params:
+        state = optimizer.state[param]
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            left.append(state[name].data)
+            state[name].data = state[name].data.clone()
+            left[-1].fill_(7.0)
+    give_gradients(2, params, exact)
+    optimizer.step()
+    other.step()
+    assert largest(params, exact) < 1e-6
+    assert all((tensor == 7.0).all() for tensor in left)
+
+
 def test_a_parameter_that_became_a_strided_view_is_refused_and_its_neighbours_are_not_written():
     params, _, optimizer, _ = pair()
     memory, grads = torch.ones(126), torch.ones(126)
