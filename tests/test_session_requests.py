@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import launch_requests
 import pytest
 import stub_driver
+import torch
 import triton.compiler
 from check_coverage import record_launches
 from forking import value_of_forked
@@ -136,6 +138,25 @@ def test_every_shipped_configuration_is_requested_for_the_device_itself(
     assert listed["targets"] == [f"sm{capability}"]
     assert not listed["unreached"]
     assert listed["missing"] > 350
+
+
+def programs_of_norms() -> dict[str, list[int]]:
+    """The programs of the backward passes of the cases, which decide a specialised argument, for each kind of device.
+
+    ``torch.cuda.get_device_properties`` is a stand-in, so that there need be none.
+    """
+    prepare(["norm"], launch_requests.ARCHITECTURE, 78)
+    norm = import_module("scalekernels.norm")
+    tiles = partial(norm.kernels.tile_for, norm.kernels.BACKWARD_TILES)
+    cases = [(case.rows, tiles(case.width)) for case in session_cases("norm")]
+    return {device: [norm._programs(torch.device(device), *case) for case in cases] for device in ("cpu", "cuda")}
+
+
+@pytest.mark.slow
+def test_launches_have_the_programs_of_a_device() -> None:
+    programs, _ = value_of_forked(programs_of_norms)
+    assert programs["cpu"] == programs["cuda"]
+    assert max(programs["cpu"]) >= 78
 
 
 @pytest.fixture

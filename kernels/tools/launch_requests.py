@@ -73,6 +73,7 @@ def pretend_to_have_a_gpu(architecture: int = ARCHITECTURE, multiprocessors: int
     """Make every loaded module of the package take tensors on the CPU for those of such a device."""
     stand_ins: dict[str, Any] = {
         "require_device": lambda **_: None, "architecture": lambda _: architecture, "unavailable_reason": lambda: None,
+        "INTERPRETED_MULTIPROCESSORS": multiprocessors,  # a number of programs that is an argument of a norm's kernel
     }  # fmt: skip
     for name, module in list(sys.modules.items()):
         for attribute, stand_in in stand_ins.items():
@@ -108,13 +109,14 @@ def unwritten() -> Iterator[None]:
 
 
 def launch(module: Any, case: Any) -> None:
-    """Call every provider of ours once, forward and backward."""
+    """Call every provider of ours once, forward and backward, on new tensors like the inputs, as the checks do."""
     tensors = module.inputs(case, "cpu")
     for name, provider in module.providers().items():
         if name.startswith("triton"):
             for backward in (False, True):
+                fresh = {key: torch.empty_like(t) if t.is_floating_point() else t.clone() for key, t in tensors.items()}
                 with contextlib.suppress(Unsupported):
-                    provider.prepare(case, tensors, backward)()
+                    provider.prepare(case, fresh, backward)()
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
