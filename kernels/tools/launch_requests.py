@@ -31,6 +31,7 @@ import check_case
 import torch
 from check_coverage import is_launch_of, launch_of
 from scalekernels import OPERATIONS
+from scalekernels.cache_keys import settled
 from scalekernels.providers import Unsupported
 from torch import Tensor
 from triton import knobs
@@ -193,7 +194,7 @@ def cache_folder(source: Any, target: GPUTarget, options: Mapping[str, Any]) -> 
 
 def with_compiler(request: Mapping[str, Any], compiler: Callable[..., Any]) -> None:
     """Have Triton restore a request and call ``compiler`` with the arguments that it has for ``triton.compile``."""
-    function = function_of(request)
+    function = settled(function_of(request))
     function.device_caches[driver.active.get_current_device()]  # makes what the next line replaces
     before, function.compile = function.compile, compiler
     try:
@@ -217,7 +218,7 @@ def is_compiled(request: Mapping[str, Any]) -> bool:
 def compile_request(request: Mapping[str, Any], capability: int) -> None:
     """Compile a request to Triton's cache, with the ptxas that Triton would use. Raises what the compiler raises."""
     driver.set_active(Nowhere(capability))
-    function_of(request).preload(request["data"])
+    settled(function_of(request)).preload(request["data"])
 
 
 def found(operations: Sequence[str], capability: int, few: int = 0) -> dict[str, Any]:

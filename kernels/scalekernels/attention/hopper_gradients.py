@@ -42,6 +42,7 @@ from scalekernels.attention import (
     tuned,
 )
 from scalekernels.attention.hopper import described
+from scalekernels.cache_keys import settled
 
 ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
 SUMS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
@@ -216,7 +217,7 @@ def scale_queries(sums: Tensor, dq: Tensor, scale: float) -> None:
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": sums.shape[2], "scale": scale}
     grid = (-(-length // block) * batch * heads,)
     with _device_of(dq):
-        kernels.attention_scale_queries[grid](
+        settled(kernels.attention_scale_queries)[grid](
             **arguments, D=head_dimension, BLOCK_M=block, num_warps=warps, num_stages=1
         )
 
@@ -233,7 +234,7 @@ def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
     arguments |= {"delta_offset": batch * heads * padded, "D": head_dimension, "BLOCK_M": block}
     with _device_of(out):
         grid = (padded // block * batch * heads,)
-        kernels.attention_statistics[grid](**arguments, num_warps=warps, num_stages=1)
+        settled(kernels.attention_statistics)[grid](**arguments, num_warps=warps, num_stages=1)
     return statistics
 
 
@@ -241,7 +242,7 @@ def launch(kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
     """Launch a kernel of the backward pass on the device of its tensors, which need not be the current one."""
     with _device_of(arguments["q_desc"].base):
         registers = START_REGISTERS[arguments.get("CONSUMERS", 2)]
-        kernel[(programs,)](**arguments, num_warps=WARPS, maxnreg=registers)
+        settled(kernel)[(programs,)](**arguments, num_warps=WARPS, maxnreg=registers)
 
 
 def _strides(**tensors: Tensor) -> dict[str, int]:

@@ -15,6 +15,7 @@ from scalekernels.attention import hopper, hopper_compilations, hopper_forward, 
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import LOG2_E, Tile, like, row_tile
+from scalekernels.cache_keys import settled
 from scalekernels.compilation import Compilation
 from scalekernels.device import INTERPRETED, require_device
 
@@ -185,7 +186,7 @@ def _launch(
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     options = {"num_warps": tile.warps, "num_stages": tile.stages} | tile.options
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](**arguments, **constants, **options)
+        settled(kernel)[(programs,)](**arguments, **constants, **options)
 
 
 def compilations(arch: int) -> Iterator[Compilation]:

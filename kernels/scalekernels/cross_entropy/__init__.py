@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalekernels.cache_keys import settled
 from scalekernels.cross_entropy import kernels, memory, oracle, products
 from scalekernels.cross_entropy.cases import (
     CASES,
@@ -99,7 +100,7 @@ def _walk(
         part = slice(start, start + tokens)
         logits = workspace[: x[part].shape[0], :classes]
         torch.mm(x[part], weight.t(), out=logits)
-        kernels.losses[(logits.shape[0],)](
+        settled(kernels.losses)[(logits.shape[0],)](
             workspace, target[part], None if loss is None else loss.view(-1)[part],
             None if row_gradient is None else row_gradient[part], classes, workspace.stride(0), ignore_index, softcap,
             z_loss, class_weight, smoothing, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=block,
@@ -226,7 +227,7 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     if out.numel():
         with torch.cuda.device_of(gradient):
-            kernels.scaled[(-(-out.numel() // kernels.SCALE_BLOCK),)](
+            settled(kernels.scaled)[(-(-out.numel() // kernels.SCALE_BLOCK),)](
                 gradient, factor, out, out.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
                 num_stages=kernels.NUM_STAGES,
             )  # fmt: skip
@@ -243,7 +244,7 @@ def _scale(gradient: Tensor, factor: Tensor) -> None:
     """Gradient (contiguous) times factor (one number, float32), in place."""
     if gradient.numel():
         with torch.cuda.device_of(gradient):
-            kernels.scale[(-(-gradient.numel() // kernels.SCALE_BLOCK),)](
+            settled(kernels.scale)[(-(-gradient.numel() // kernels.SCALE_BLOCK),)](
                 gradient, factor, gradient.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
                 num_stages=kernels.NUM_STAGES,
             )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalekernels.cache_keys import settled
 from scalekernels.compilation import Compilation
 from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
 from scalekernels.norm import kernels
@@ -94,7 +95,7 @@ def _norm(
     tile = kernels.tile_for(kernels.FORWARD_TILES, width)
     kernel = kernels.forward if width <= kernels.WIDEST else kernels.forward_wide
     with torch.cuda.device_of(x):
-        kernel[((rows + tile.rows - 1) // tile.rows,)](
+        settled(kernel)[((rows + tile.rows - 1) // tile.rows,)](
             source, other, _plain(weight), _plain(bias), out, None if other is None else summed,
             mean if layer else None, rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
             ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
@@ -143,7 +144,7 @@ def _norm_gradients(
     kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
     centre = mean if layer else None
     with torch.cuda.device_of(summed):
-        kernel[grid](
+        settled(kernel)[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
             num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
@@ -173,7 +174,7 @@ def _finish(parts: Sequence[Tensor | None], dweight: Tensor, dbias: Tensor) -> N
     tile = kernels.FINISH_TILE
     programs, width = next(part.shape for part in parts if part is not None)
     wanted = sum(part is not None for part in parts)
-    kernels.finish[((width + tile.block - 1) // tile.block, wanted)](
+    settled(kernels.finish)[((width + tile.block - 1) // tile.block, wanted)](
         *parts, *(None if part is None else out for part, out in zip(parts, (dweight, dbias), strict=True)),
         programs, width, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip
@@ -183,7 +184,7 @@ def _wide_parameters(
     grad: Tensor, summed: Tensor, mean: Tensor | None, rstd: Tensor, parts: Sequence[Tensor | None], programs: int
 ) -> None:
     tile, (rows, width) = kernels.WIDE_PARAMETERS_TILE, summed.shape
-    kernels.parameters_wide[(programs, (width + tile.block - 1) // tile.block)](
+    settled(kernels.parameters_wide)[(programs, (width + tile.block - 1) // tile.block)](
         grad, summed, mean, rstd, *parts, rows, width, grad.stride(0), summed.stride(0),
         ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip

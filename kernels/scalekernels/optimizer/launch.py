@@ -14,6 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from scalekernels.cache_keys import settled
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.device import INTERPRETED
 from scalekernels.optimizer import kernels, preparation
@@ -168,14 +169,14 @@ def launch_step(
         if max_grad_norm is not None:
             launch_norm(tables, tables.tensors)
         low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
-        preparation.advance_kernel[(-(-tables.tensors // kernels.ADVANCE_TENSORS),)](
+        settled(preparation.advance_kernel)[(-(-tables.tensors // kernels.ADVANCE_TENSORS),)](
             tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, tables.tensors, tables.count,
             float("inf") if max_grad_norm is None else max_grad_norm, low, high,
             **advance_constants(variant.algorithm, max_grad_norm is not None),
             num_warps=kernels.NUM_WARPS, num_stages=1,
         )  # fmt: skip
         for dtype, chunks in tables.chunks.items():
-            kernels.update_kernel[(len(chunks),)](
+            settled(kernels.update_kernel)[(len(chunks),)](
                 tables.pointers, chunks, tables.scalars, tables.keys, tables.tensors, int(stochastic_rounding),
                 **update_constants(variant, dtype, tables.state_dtype), num_warps=kernels.NUM_WARPS, num_stages=1,
             )  # fmt: skip
@@ -197,7 +198,7 @@ def launch_norm(tables: Tables, n: int) -> None:
     """Write the sum of squares of every chunk of every gradient to ``tables.partials``."""
     done = 0
     for dtype, chunks in tables.chunks.items():
-        preparation.norm_kernel[(len(chunks),)](
+        settled(preparation.norm_kernel)[(len(chunks),)](
             tables.pointers, chunks, tables.partials, n, done, **norm_constants(dtype),
             num_warps=kernels.NUM_WARPS, num_stages=1,
         )  # fmt: skip

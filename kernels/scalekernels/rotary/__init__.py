@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalekernels.cache_keys import settled
 from scalekernels.compilation import Compilation
 from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unsupported
@@ -120,7 +121,7 @@ def _rotary(qkv: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
     if out.numel():
         tile = kernels.TILES[dimension]
         with torch.cuda.device_of(qkv):
-            kernels.forward[(2 * batch * _tiles(length, tile),)](
+            settled(kernels.forward)[(2 * batch * _tiles(length, tile),)](
                 qkv, out, cos, sin, start, length, heads, *qkv.stride()[:4], cos.stride(0),
                 HALF=dimension // 2, TOKENS=tile.tokens, HEADS=tile.heads,
                 num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
@@ -153,7 +154,7 @@ def _rotary_gradients(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor | None, si
         grads = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in (dq, dk, dv)]
         strides = [stride for grad in grads for stride in grad.stride()[:3]]
         with torch.cuda.device_of(dq):
-            kernels.gradients[(3 * batch * _tiles(length, tile),)](
+            settled(kernels.gradients)[(3 * batch * _tiles(length, tile),)](
                 *grads, out, cos, sin, start, length, heads, *strides, 0 if cos is None else cos.stride(0),
                 HALF=dimension // 2, TOKENS=tile.tokens, HEADS=tile.heads,
                 num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
