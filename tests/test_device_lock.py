@@ -15,7 +15,7 @@ import torch
 from comparison_support import forked_processes  # noqa: F401 - a fixture
 from support import SOURCE_PATH
 
-from scalebench.comparison import Options, ceilings, measure, plan_comparison
+from scalebench.comparison import Options, ceilings, measure, plan_comparison, runner
 from scalebench.comparison.process import main as compare_process
 from scalebench.comparison.timing import CpuClock
 from scalebench.measure import device_lock
@@ -100,7 +100,6 @@ def test_its_file_can_be_locked_by_whoever_may_only_read_it(tmp_path: Path) -> N
         pass
 
 
-@pytest.mark.slow
 def test_waiting_is_measured_and_released_locks_can_be_taken_again(tmp_path: Path) -> None:
     lock, other, heard = DeviceLock("GPU-1", tmp_path), DeviceLock("GPU-1", tmp_path), []
     lock.take()
@@ -130,7 +129,7 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
         while not (folder / "phase.json").exists():
             time.sleep(0.02)
         time.sleep(0.5)
-        assert read_json(folder / "phase.json")["phase"] == "waiting for the GPU"
+        assert runner._waits(folder)
         assert sorted(path.name for path in folder.iterdir()) == ["phase.json"]  # not even ceilings
     thread.join(60)
     assert (folder / "case-0.json").exists()
@@ -141,10 +140,25 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
 def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is silent for longer than the patience of 60 s, and ends only after it was told 15 times that it waits."""
     heard: list[float] = []
+    turn = tmp_path / "turn"
+
+    def gpu_of_its_turn(_: object) -> str:
+        while not turn.exists():
+            time.sleep(0.01)
+        return ""
+
+    def waiting() -> None:
+        heard.append(0.0)
+        if len(heard) == 15:
+            turn.touch()
+
+    monkeypatch.setattr("scalebench.comparison.process.gpu_uuid", gpu_of_its_turn)
     monkeypatch.setattr("scalebench.comparison.runner._waits", lambda _: len(heard) < 15)
+    monkeypatch.setattr("scalebench.comparison.runner._silent_s", lambda *_: 61.0 if len(heard) < 15 else 0.0)
     options = Options(providers=("eager",), shapes=("length=7",), device="cpu", processes=1, seconds=0.05, patience=60)
-    result = measure(plan_comparison(OPERATION, options), tmp_path, "a test", waiting=lambda: heard.append(0.0))
+    result = measure(plan_comparison(OPERATION, options), tmp_path / "results", "a test", waiting=waiting)
     assert (result.good, len(heard)) == (True, 15)
 
 

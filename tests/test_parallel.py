@@ -88,6 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path:
     return shared_folder(tmp_path_factory, "parallel", fill)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_have_the_losses_of_one(trained: Path, tmp_path: Path, family: str) -> None:
     alone = {row["accumulation"]: row for row in run_here(study_of(tmp_path, family), tmp_path / "r").values()}

@@ -58,7 +58,8 @@ def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
     """Return a column as floats, NaN where it is absent or not a number."""
     if column not in frame:
         return pd.Series(np.nan, index=frame.index, dtype=float)
-    return pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    return pd.Series(np.where(np.isinf(values), np.nan, values), index=frame.index, name=column)
 
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:

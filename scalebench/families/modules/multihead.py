@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    pass
-
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
