@@ -181,6 +181,7 @@ def test_a_fault_of_one_program_leaves_the_others_theirs(tmp_path: Path, monkeyp
     monkeypatch.setattr(session_compile, "compare", compare)
     monkeypatch.setattr(session_compile, "compile_kernels", compile_kernels)
     monkeypatch.setattr(session_measures, "keep", lambda _: None)
+    monkeypatch.setattr(session_measures, "APART_S", 0.0)
     session = make_session(tmp_path)
     run_steps(session, [
         Step("compile and baselines", session_compile.compile_and_measure), Step("checks", lambda _: "20 ok"),
