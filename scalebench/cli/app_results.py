@@ -33,11 +33,14 @@ def export(
         Literal["tensorboard", "wandb-offline", "mlflow"] | None,
         Parameter(show_default=False, help="Write runs of this experiment tracker, with their training curves."),
     ] = None,
+    as_json: Json = False,
 ) -> int:
     """Write every trial of every study under RESULTS as a table, one row per trial, or as runs of a tracker."""
     from scalebench.cli.commands.stored import export_table, export_to
 
-    return export_table(results, output) if to is None else export_to(results, to, output)
+    if to is None:
+        return export_table(results, output, as_json=as_json)
+    return export_to(results, to, output, as_json=as_json)
 
 
 def generate(

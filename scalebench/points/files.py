@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.json as pa_json
@@ -22,6 +24,10 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
 SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 BATCH_ROWS = 1 << 18
+# The columns of trials, by the role that they have for a law.
+OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
+              "loss_added": "loss_added_nats"}  # fmt: skip
+VALIDITY = ("status", "invalid_reason", "validation_loss_nats")  # of a trial: which of them laws are fitted to
 
 
 def open_table(path: Path) -> Table:
@@ -41,7 +47,8 @@ def open_table(path: Path) -> Table:
     try:
         if not path.stat().st_size:
             raise PointsError([empty_file(path)])
-        return _open_by_suffix(path)
+        table = _open_by_suffix(path)
+        return _valid_trials(table) if is_export(table) else table
     except OSError as error:
         raise PointsError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
@@ -49,6 +56,16 @@ def open_table(path: Path) -> Table:
 def is_results(path: Path) -> bool:
     """Whether a path is a results folder, as any folder is that does not hold the logs of another trainer."""
     return path.is_dir() and not exports.is_log(path)
+
+
+def holds_trials(path: Path) -> bool:
+    """Whether a path is a results folder, or a table of its trials that `scalebench export` wrote."""
+    return is_results(path) or (is_table_file(path) and is_export(open_table(path)))
+
+
+def is_export(table: Table) -> bool:
+    """Whether a table has the columns of trials that `scalebench export` writes."""
+    return {"trial_id", *VALIDITY} <= {*table.names}
 
 
 def is_fit(path: Path) -> bool:
@@ -126,11 +143,7 @@ def open_results(path: Path, results: Results) -> Table:
     Trials without a validation loss (as of inference) are read only if none has one.
     """
     frame = of_plans(results).frame
-    ok = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
-    trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
-    valid = (ok if trained.empty else trained).reset_index(drop=True)
-    if valid.empty:
-        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
+    valid = frame[_valid_rows(path, frame)].reset_index(drop=True)
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = valid[name].iloc[row]
@@ -138,6 +151,31 @@ def open_results(path: Path, results: Results) -> Table:
 
     names = tuple(map(str, valid.columns))
     return Table(path, names, lambda columns: iter([frame_batch(valid, columns)]), locate)
+
+
+def _valid_rows(path: Path, frame: pd.DataFrame) -> pd.Series[bool]:
+    """Return which trials ended ok with valid numbers and, where any of these has one, a validation loss."""
+    ok = (frame["status"] == "ok") & frame["invalid_reason"].isna()
+    if not ok.any():
+        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
+    trained = ok & frame["validation_loss_nats"].notna() if "validation_loss_nats" in frame else ok
+    return trained if trained.any() else ok
+
+
+def _valid_trials(table: Table) -> Table:
+    """Return an exported table with the trials that its results folder would give, and no others."""
+    parts = [pd.DataFrame({name: texts(batch.column(name)) for name in VALIDITY}) for batch in table.batches(VALIDITY)]
+    frame = pd.concat([pd.DataFrame(columns=VALIDITY), *parts]).replace("", None)
+    keep = _valid_rows(table.path, frame).to_numpy(dtype=bool)
+    rows = np.flatnonzero(keep)
+
+    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        start = 0
+        for batch in table.batches(columns):
+            yield batch.filter(pa.array(keep[start : start + batch.num_rows]))
+            start += batch.num_rows
+
+    return replace(table, batches=batches, locate=lambda row, name: table.locate(int(rows[row]), name))
 
 
 def frame_batch(frame: pd.DataFrame, names: Sequence[str]) -> pa.RecordBatch:

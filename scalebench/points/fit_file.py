@@ -13,7 +13,7 @@ from scalebench.errors import InputError
 from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.points.files import is_fit, is_results
+from scalebench.points.files import holds_trials, is_fit
 from scalebench.points.roles import column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, json_safe, read_json
@@ -39,7 +39,7 @@ def fit_points(
     Raises ``InputError`` or ``StoreError``, with the file in every line.
     """
     form = find_law(law)
-    columns = law_columns(form, by_role, of_results=is_results(path), names=column_names(path))
+    columns = law_columns(form, by_role, of_results=holds_trials(path), names=column_names(path))
     table = read_columns(path, columns, where, options=column_options(form), last_of=last_of)
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table

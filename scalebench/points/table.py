@@ -25,7 +25,7 @@ from scalebench.errors import unknown
 from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
 from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
-from scalebench.points.files import frame_batch, open_table
+from scalebench.points.files import OF_RESULTS, frame_batch, open_table
 from scalebench.points.where import Kind, Mask, Where, WhereError, parse
 from scalebench.store import RENAMED
 
@@ -169,6 +169,7 @@ def _check_names(
     lines = [
         f"{path}: column {unknown(name, known)}"
         + (f"; it is now called {RENAMED[name]!r}" if RENAMED.get(name) in known else "")
+        + (f"; of trials it is called {OF_RESULTS[name]!r}" if OF_RESULTS.get(name) in known else "")
         + (f"; name it with {options[name]}" if name in options else "")
         for name in names
         if name not in known
