@@ -38,6 +38,12 @@ def refused(command, tmp_path: Path):
         ("train.steps=abc", "input should be a valid integer (given 'abc')"),
         ("train.steps=-3", "input should be greater than 0 (given -3)"),
         ("model.family=gtp", "unknown 'gtp'; did you mean 'gpt'?"),
+        (
+            'name="a b"',
+            "expected letters, digits, '.', '_' and '-', at most 100, the first a letter or digit (given 'a b')",
+        ),
+        ("fit.best_over=3", "expected a list (given 3)"),
+        ("exclude=3", "expected a list (given 3)"),
         ("nme=3", "unknown key 'nme'; did you mean 'name'?"),
     ],
 )
@@ -51,6 +57,11 @@ def test_an_error_that_a_setting_brings_about_names_the_file_and_the_setting(ref
     assert [line.partition(": model: ")[0] for line in lines] == ["s.toml with --set model.heads=3"] * 2
     (line,) = refused("foo.bar=1")
     assert line.startswith("s.toml with --set foo.bar=1: foo: unknown key 'foo'")
+
+
+def test_one_value_of_an_axis_is_blamed_on_the_setting_of_the_axis(refused) -> None:
+    (line,) = refused('train.learning_rate=[0.1,"x"]')
+    assert line.startswith('--set train.learning_rate=[0.1,"x"]: train.learning_rate[1]: expected a positive number')
 
 
 def test_errors_of_the_file_stay_its_own_beside_a_wrong_setting(refused) -> None:

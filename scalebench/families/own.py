@@ -117,11 +117,15 @@ def _imported(path: Path, content: bytes) -> ModuleType:
         exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the user's own code; not from __pycache__
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         ImportError,
         LookupError,
         NameError,
+        OSError,
+        RuntimeError,
         SyntaxError,
+        SystemExit,
         TypeError,
         ValueError,
     ) as error:
@@ -130,7 +134,7 @@ def _imported(path: Path, content: bytes) -> ModuleType:
     return module
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
     """Return ":12" for an error that line 12 of the file raised, or that was found there."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"

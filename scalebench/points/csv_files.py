@@ -45,6 +45,7 @@ def open_csv(path: Path) -> Table:
         header.names,
         lambda columns: _csv_batches(path, header, columns),
         lambda row, name: _locate(path, header, row, name),
+        semicolons=header.delimiter == ";",
     )
 
 

@@ -101,7 +101,7 @@ def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> 
         return f"{place} {row + 1}", "" if pd.isna(value) else str(value)
 
     names = tuple(map(str, frame.columns))
-    return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note)
+    return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note=note)
 
 
 def _open_lines(path: Path) -> Table:

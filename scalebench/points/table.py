@@ -133,7 +133,11 @@ def _decimal_mark(table: Table, names: Sequence[str]) -> numerals.Mark | None:
         mark = numerals.mark_of(cell for column in cells for cell in column[pd.Series(column).str.contains(MARKED)])
         if mark is not None:
             return mark
-    return None
+    if not table.semicolons:
+        return None
+    return numerals.semicolon_mark(
+        cell for batch in table.batches(names) for name in names for cell in texts(batch.column(name))
+    )
 
 
 def _complete(batch: pa.RecordBatch, names: Sequence[str]) -> Mask:

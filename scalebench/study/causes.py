@@ -34,7 +34,7 @@ def _lines_of(action: Callable[[], object]) -> tuple[str, ...]:
 
 def _caused(origin: str, settings: Sequence[str], line: str) -> str:
     """Name the setting of the line's key, or else the file with the settings of its table, or with all of them."""
-    key = line.partition(": ")[0]
+    key = line.partition(": ")[0].partition("[")[0]  # not which value of an axis it is
     keys = {setting: setting.partition("=")[0].strip() for setting in settings}
     if exact := [setting for setting in settings if keys[setting] == key]:
         return f"--set {hide(exact[-1])}: {line}"

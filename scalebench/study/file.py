@@ -12,12 +12,15 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from scalebench.errors import StudyError, unknown
+from scalebench.store import RULE
 from scalebench.study import Study, WorkloadTable, study_class
 from scalebench.study.axes import LARGEST_INTEGER
 
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
+# Of errors that pydantic puts in words of its own.
+PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -210,7 +213,7 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
         return f"{key}: missing"
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
-    message = error["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
     value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 

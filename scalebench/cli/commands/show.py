@@ -111,7 +111,7 @@ def find_trial(results: Path, trial: str) -> Path:
     matching = [name for name in folders if name.startswith(trial)] if trial else []
     if len(matching) > 1:
         raise InputError([f"{trial} begins {len(matching)} ids: {', '.join(matching[:SHOWN_TRIALS])}"])
-    if not matching and Path(trial).is_dir():
+    if not matching and trial and Path(trial).is_dir():
         raise InputError([f"{trial} is a folder, not a trial: scalebench show --results {trial}"])
     if not matching:
         raise InputError([f"{results}: trial {unknown(trial, list(folders)[:SHOWN_TRIALS])}; {len(folders)} in all"])
