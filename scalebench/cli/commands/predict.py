@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
     if is_table_file(source) or (source.is_dir() and not is_results(source)):
-        fit = f"scalebench fit {source} --output fit.json"
+        fit = f"scalebench fit {shlex.quote(str(source))} --output fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if not is_fit(source):
         if others:
