@@ -66,6 +66,23 @@ def test_an_export_without_a_valid_trial_is_one_line(command, tmp_path: Path) ->
     assert (code, out, err) == (2, "", "x.csv: none of its 14 trials ended ok with valid numbers\n")
 
 
+def test_an_export_of_inference_is_read_by_size_and_without_failures(command, tmp_path: Path) -> None:
+    trials = [
+        {name: value for name, value in row.items() if not name.startswith("validation_loss")}
+        | {"workload": "inference", "latency_median_s": 1e-3 + 1e-8 * float(str(row["params_non_embedding"]))}
+        for row in planted()
+    ]
+    trials[1] |= {"status": "failed", "latency_median_s": 9.0}
+    write_study(tmp_path / "results" / "planted", trials)
+    assert command("export", "results", "-o", "x.csv")[0] == 0
+    law = ("--law", "offset_linear", "--y-column", "latency_median_s", "--x-column", "params_non_embedding", "--json")
+    code, out, err = command("fit", "x.csv", *law, "--bootstrap", "9")
+    assert code == 0, err
+    table = json.loads(out)
+    assert len(table["points"]["x"]) == 13
+    assert table["parameters"] == pytest.approx({"c0": 1e-3, "c1": 1e-8}, rel=1e-3)
+
+
 def test_a_part_of_an_export_is_refused_with_the_name_of_its_loss(command, tmp_path: Path) -> None:
     table = pd.DataFrame({"params": [1e3, 2e3], "validation_loss_nats": [3.0, 2.0]})
     table.to_csv(tmp_path / "part.csv", index=False)

@@ -81,6 +81,16 @@ def test_options_are_below_home(home: Path, command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [("run", "demo", "--results", ""), ("status", ""), ("report", ""), ("fit", ""), ("export", "-o", "")]
+)
+def test_an_empty_path_is_not_this_folder(command, tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert "an empty path; name a file or folder" in err
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
     "words",
     [("run", "demo", "--jobs"), ("fit", "x.csv", "--bootstrap"), ("next", "x.csv", "--predict", "params=1", "--most"),
      ("generate", "r", "--prompt", "a", "--tokens"), ("generate", "r", "--prompt", "a", "--seed")],

@@ -61,6 +61,8 @@ def _path(_type: Any, tokens: Sequence[Token]) -> Path:
     """Return a path; the shell leaves the ``~`` of --results=~/mine, and of quoted words, as it is."""
     from scalebench.store import expanded
 
+    if not tokens[0].value:  # as of a shell variable that is not set
+        raise ValueError("an empty path; name a file or folder, or . for this one")
     return expanded(tokens[0].value)
 
 

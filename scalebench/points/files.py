@@ -27,7 +27,7 @@ BATCH_ROWS = 1 << 18
 # The columns of trials, by the role that they have for a law.
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
               "loss_added": "loss_added_nats"}  # fmt: skip
-VALIDITY = ("status", "invalid_reason", "validation_loss_nats")  # of a trial: which of them laws are fitted to
+VALIDITY = ("status", "invalid_reason")  # of a trial: whether laws are fitted to it
 
 
 def open_table(path: Path) -> Table:
@@ -158,14 +158,16 @@ def _valid_rows(path: Path, frame: pd.DataFrame) -> pd.Series[bool]:
     ok = (frame["status"] == "ok") & frame["invalid_reason"].isna()
     if not ok.any():
         raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
-    trained = ok & frame["validation_loss_nats"].notna() if "validation_loss_nats" in frame else ok
+    loss = OF_RESULTS["loss"]
+    trained = ok & frame[loss].notna() if loss in frame else ok
     return trained if trained.any() else ok
 
 
 def _valid_trials(table: Table) -> Table:
     """Return an exported table with the trials that its results folder would give, and no others."""
-    parts = [pd.DataFrame({name: texts(batch.column(name)) for name in VALIDITY}) for batch in table.batches(VALIDITY)]
-    frame = pd.concat([pd.DataFrame(columns=VALIDITY), *parts]).replace("", None)
+    names = [name for name in (*VALIDITY, OF_RESULTS["loss"]) if name in table.names]
+    parts = [pd.DataFrame({name: texts(batch.column(name)) for name in names}) for batch in table.batches(names)]
+    frame = pd.concat([pd.DataFrame(columns=names), *parts]).replace("", None)
     keep = _valid_rows(table.path, frame).to_numpy(dtype=bool)
     rows = np.flatnonzero(keep)
 
