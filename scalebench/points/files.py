@@ -17,7 +17,7 @@ from scalebench.errors import number_of
 from scalebench.points import exports
 from scalebench.points.batches import PointsError, Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
-from scalebench.points.text_files import encoding_of, open_bytes
+from scalebench.points.text_files import encoding_of, open_bytes, open_native
 from scalebench.store import Results, of_plans, read_results
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -118,8 +118,8 @@ def _open_lines(path: Path) -> Table:
 
 
 def _open_parquet(path: Path) -> Table:
-    with named_errors(path, "Parquet"):
-        names = tuple(pq.read_schema(path).names)
+    with named_errors(path, "Parquet"), open_native(path) as file:
+        names = tuple(pq.read_schema(file).names)
     check_unique(str(path), names)
 
     def locate(row: int, name: str) -> tuple[str, str]:
@@ -133,7 +133,7 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with named_errors(path, "Parquet"), pq.ParquetFile(path) as file:
+    with named_errors(path, "Parquet"), open_native(path) as source, pq.ParquetFile(source) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
 

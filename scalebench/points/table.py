@@ -182,6 +182,8 @@ def _check_names(
         lines.append(f"{path}: read as {note}")
     if lines and all(map(_is_number, known)):
         lines.append(f"{path}: the first line holds only numbers; it must name the columns")
+    if lines and next(iter(known), "").startswith("#"):
+        lines.append(f"{path}: the first line is a comment; it must name the columns")
     if lines:
         raise PointsError(lines)
 
