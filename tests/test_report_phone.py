@@ -47,6 +47,13 @@ def test_every_cell_of_a_card_is_on_the_screen_after_the_name_of_its_column(brow
         assert all(row == [f"{head}: " for head in table["heads"]] for row in table["labels"])
 
 
+@pytest.mark.parametrize("width", [320, 375, 544, 545])
+def test_the_page_itself_does_not_scroll_sideways(browser: Any, page: Path, width: int) -> None:
+    with opened(browser, page, size=(width, 800)) as tab:
+        tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
 @pytest.mark.parametrize("options", [{"size": (1280, 900)}, {"size": PHONE, "print": True}])
 def test_on_a_desk_and_on_paper_it_is_a_table(browser: Any, page: Path, options: dict[str, Any]) -> None:
     paper = options.pop("print", False)
