@@ -22,9 +22,9 @@ from scalebench.analysis.selected import trial_warnings
 from scalebench.errors import InputError, expect, number_of, unknown
 from scalebench.laws import Fit, Law
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import is_fit, is_results, open_results
+from scalebench.points.files import OF_RESULTS, is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
-from scalebench.points.roles import OF_RESULTS, find_law
+from scalebench.points.roles import find_law
 from scalebench.points.table import select_rows
 from scalebench.points.warnings import shape_warnings
 from scalebench.reporting.plots import Plots

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from command_support import planted, readme_tables, surface, write_study
 
@@ -34,6 +35,7 @@ CASES = {
     "worth": ("worth", "old.csv", "new.csv"),
     "tune": ("tune", "sweep.csv", "--optimised", "lr", "--against", "params", "--at", "params=1e9"),
     "diff": ("diff", "results/planted", "results/slower"),
+    "export": ("export", "results", "-o", "trials.csv"),
     "list": ("list",),
     "list columns": ("list", "--columns"),
     "doctor": ("doctor",),
@@ -142,6 +144,20 @@ def test_an_error_leaves_standard_output_empty(command) -> None:
         code, out, err = command(*words, "--json")
         assert (code, out) == (2, ""), words
         assert len(err.splitlines()) == 1
+
+
+def test_export_names_the_files_it_wrote(command, folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    assert command(*CASES["compare"], "--results", "both")[0] == 0
+    write_study(folder / "both" / "planted", planted())
+    code, out, _ = command("export", "both", "-o", "all.parquet", "--json")
+    assert code == 0
+    trials, compared = json.loads(out)["written"]
+    assert [trials["path"], compared["path"]] == ["all.parquet", "all-comparisons.parquet"]
+    assert [trials["content"], compared["content"]] == ["trials", "comparisons"]
+    for file in (trials, compared):
+        table = pd.read_parquet(file["path"])
+        assert (file["format"], file["rows"], file["columns"]) == ("parquet", *table.shape)
 
 
 def test_each_line_of_a_run_is_an_object(finished: Path) -> None:

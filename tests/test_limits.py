@@ -14,7 +14,7 @@ from support import PLACEMENT, train_spec
 from scalebench import store
 from scalebench.running.limits import allocation_failed, with_smaller_micro_batches
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.worker import run_trial
+from scalebench.running.worker import error_columns, run_trial
 from scalebench.study import Trial
 from scalebench.workloads import WORKLOADS
 
@@ -42,6 +42,17 @@ def test_onednn_without_memory_is_out_of_memory_only_below_a_limit(monkeypatch) 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, resource.RLIM_INFINITY))
     assert allocation_failed(error)
     assert not allocation_failed(RuntimeError("shapes do not match"))
+
+
+def test_an_exception_without_words_is_put_into_words(monkeypatch) -> None:
+    assert error_columns(MemoryError())["error_message"] == "an allocation failed"
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, resource.RLIM_INFINITY))
+    assert error_columns(MemoryError()) == {
+        "status": "oom",
+        "error_class": "MemoryError",
+        "error_message": "an allocation failed at the limit, run.memory_limit_bytes",
+    }
+    assert error_columns(MemoryError("of 5 GB"))["error_message"] == "of 5 GB"
 
 
 def test_micro_batches_are_halved_down_to_one_row() -> None:

@@ -85,6 +85,7 @@ def test_optimal_for_limited_data_fits_points_and_refuses_what_it_cannot_answer(
     repeated().to_csv("p.csv", index=False)
     code, _, err = command("optimal", "p.csv", *COLUMNS, "--unique-tokens", "1e9")
     assert (code, "'unique_tokens'" in err) == (2, True)
+    assert err.endswith("name it with --unique-tokens-column\n")  # `optimal` has no --column
     named = (*COLUMNS, "--unique-tokens-column", "U", "--unique-tokens", "-1", "--budget", "1e21")
     code, _, err = command("optimal", "p.csv", *named)
     assert (code, err) == (2, "p.csv: flops is 1e+21, unique_tokens is -1.0; both need a positive number\n")

@@ -98,6 +98,9 @@ def test_families_that_ship_keep_the_ids_of_their_trials() -> None:
         ("x = 1\nimport nowhere_at_all\n", "model.py:2: ModuleNotFoundError"),
         ("def f(:\n", "model.py:1: SyntaxError"),
         ("\n\n1 / 0\n", "model.py:3: ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "model.py:1: SystemExit: 3"),
+        ("\nopen('not here')\n", "model.py:2: FileNotFoundError"),
+        ("raise RuntimeError('no GPU')\n", "model.py:1: RuntimeError: no GPU"),
     ],
 )
 def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | None, line: str) -> None:

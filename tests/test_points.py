@@ -245,6 +245,13 @@ def test_missing_columns_are_listed_with_a_suggestion(tmp_path: Path) -> None:
     assert refused(written(tmp_path, "1,2\n3,4\n"))[-1].endswith("it must name the columns")
 
 
+def test_a_comment_in_the_place_of_the_column_names_is_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("# measured in May\nparams,loss\n1,2\n")
+    with pytest.raises(PointsError, match="the first line is a comment; it must name the columns"):
+        read_columns(path, {"params": "params"})
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "p.xlsx").touch()
     assert "suffix '.xlsx' is not one of .csv" in refused(tmp_path / "p.xlsx")[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scalebench.points.batches import PointsError
@@ -69,3 +71,14 @@ def test_the_encoding_of_a_column_that_is_not_read_does_not_matter(tmp_path: Pat
 def test_numbers_of_options_take_the_same_marks() -> None:
     assert number("1’234’567") == number("1 234 567") == number("1'234'567") == 1234567.0
     assert number("1’300M") == 1.3e9
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl", ".parquet"])
+def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / os.fsdecode(b"p\xe9" + suffix.encode())
+    if suffix == ".parquet":
+        path.write_bytes(pd.DataFrame(ROWS, columns=[*NAMES]).to_parquet())
+    else:
+        content = LINES if suffix == ".jsonl" else text()
+        path.write_bytes(gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode())
+    assert np.allclose(read_columns(path, NAMES).values["loss"], [row[2] for row in ROWS], atol=1e-4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scalebench.points.batches import PointsError
 from scalebench.points.numerals import mark_of, plain
 from scalebench.points.table import read_columns
 from scalebench.points.where import WhereError, parse
@@ -33,6 +34,31 @@ def test_a_column_of_thousands_alone_is_read_by_the_mark_of_the_others(tmp_path:
     path = tmp_path / "p.csv"
     path.write_text("params;loss\n300.000;3,1\n500.000;2,9\n")
     assert read_columns(path, COLUMNS).values["params"].tolist() == [3e5, 5e5]
+
+
+@pytest.mark.parametrize(
+    ("row", "loss"), [("1e6;3,464\n2e6;3,291\n", [3.464, 3.291]), ("300.000;3,464\n500.000;3,291\n", [3.464, 3.291])]
+)
+def test_a_comma_between_semicolons_is_a_decimal_comma(tmp_path: Path, row: str, loss: list[float]) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("params;loss\n" + row)
+    values = read_columns(path, COLUMNS).values
+    assert values["loss"].tolist() == loss
+    assert values["params"].tolist() == ([1e6, 2e6] if "e6" in row else [3e5, 5e5])
+
+
+@pytest.mark.parametrize("content", ["params;loss\n4,608;2.5\n9,216;2.4\n", "params\tloss\n1e6\t3,464\n2e6\t3,291\n"])
+def test_a_comma_that_may_mean_two_things_is_still_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(content)
+    with pytest.raises(PointsError, match=r"write numbers as 1234567\.8"):
+        read_columns(path, COLUMNS)
+
+
+def test_points_between_semicolons_stay_decimal_points(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("params;loss\n1e6;4.608\n2e6;4.102\n")
+    assert read_columns(path, COLUMNS).values["loss"].tolist() == [4.608, 4.102]
 
 
 def test_a_dot_is_a_decimal_point_in_a_file_without_decimal_commas(tmp_path: Path) -> None:

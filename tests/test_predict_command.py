@@ -51,6 +51,14 @@ def test_the_table_says_reach_and_the_hold_out_error(command, tmp_path: Path) ->
     _, inside, _ = command("predict", "planted", "--params", "2e4")
     assert inside.count("inside") == 6
     assert "hold only if" not in inside
+    assert "compute comes from a law" in out
+    assert "`scalebench plan STUDY --set model.params=1e+08` counts it" in " ".join(out.split())
+
+
+def test_a_fit_alone_has_no_compute_to_count(command, tmp_path: Path) -> None:
+    pd.DataFrame({"params": SIZES, "loss": [E + A * n**-ALPHA for n in SIZES]}).to_csv("p.csv", index=False)
+    assert command("fit", "p.csv", "--bootstrap", "9", "-o", "f.json")[0] == 0
+    assert "scalebench plan" not in command("predict", "f.json", "--params", "1e8")[1]
 
 
 @pytest.mark.slow

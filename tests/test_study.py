@@ -109,7 +109,7 @@ def test_all_errors_are_reported_at_once_with_key_value_and_allowed_values() -> 
     [
         ('name = "s"\n[model]\nfamily = "gpt"', "schema", "missing"),
         ('schema = 2\nname = "s"\n[model]\nfamily = "gpt"', "schema", "1"),
-        ('schema = 1\nname = "a/b"\n[model]\nfamily = "gpt"', "name", "pattern"),
+        ('schema = 1\nname = "a/b"\n[model]\nfamily = "gpt"', "name", "expected letters, digits"),
         ('schema = 1\nname = "s"\n[model]\nparams = 1e4', "model.family", "missing"),
         (HEAD + 'params = 1e4\nsize = "gpt2"', "model.size", "exclude each other"),
         (HEAD + "[train]\nsteps = 1\ntokens = 2", "train.tokens", "only one of"),

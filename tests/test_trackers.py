@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -184,3 +185,13 @@ def test_a_database_of_mlflow_is_read_without_it(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database")
     with pytest.raises(exports.PointsError, match="not a database of MLflow"):
         exports.read_logs(tmp_path)
+
+
+def test_a_folder_that_trackers_cannot_write_to_is_one_line_and_others_are_quoted(command, results: Path) -> None:
+    code, _, err = command("export", results, "--to", "tensorboard", "-o", os.fsdecode(b"r\xe9s"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "names in UTF-8 alone" in err
+    pytest.importorskip("tensorboard")
+    code, out, err = command("export", results, "--to", "tensorboard", "-o", "two words")
+    assert code == 0, err
+    assert "tensorboard --logdir 'two words'" in out

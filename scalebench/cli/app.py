@@ -18,7 +18,7 @@ from scalebench import __version__
 from scalebench.cli import app_laws, app_results, app_setup, completions
 from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
-from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile
+from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile, Whole
 from scalebench.cli.usage_errors import usage_line
 
 app = App(
@@ -117,7 +117,7 @@ def run(
     *,
     settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
     results: ResultsOption = RESULTS,
-    jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    jobs: Annotated[Whole | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[
         str, Parameter(help="Also run trials again that ended with these statuses, such as failed,timeout.")
     ] = "",

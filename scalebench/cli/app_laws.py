@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from scalebench.cli import completions
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
-from scalebench.cli.options import Bytes, Json, Law, Number, Points, Quantity, Seconds, Where
+from scalebench.cli.options import Bytes, File, Json, Law, Number, Points, Quantity, Seconds, Where, Whole
 
 Inputs = Annotated[
     list[str],
@@ -53,11 +52,11 @@ def fit(
     delta: float = 1e-3,
     space: Literal["log", "raw"] = "log",
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
-    bootstrap: int = 1000,
+    bootstrap: Whole = 1000,
     method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
     last: Annotated[bool, Parameter(negative=())] = False,
     backtest: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter(["--output", "-o"], show_default=False)] = None,
+    output: Annotated[File | None, Parameter(["--output", "-o"], show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
     """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
@@ -96,7 +95,7 @@ def fit(
 
 
 def predict(
-    source: Path,
+    source: File,
     /,
     *,
     params: Number = None,
@@ -182,13 +181,13 @@ def optimal(
 
 
 def next_(
-    source: Path,
+    source: File,
     /,
     *,
     predict: str,
     budget: Number = None,
-    most: Annotated[int | None, Parameter(show_default=False)] = None,
-    candidates: Annotated[Path | None, Parameter(show_default=False)] = None,
+    most: Annotated[Whole | None, Parameter(show_default=False)] = None,
+    candidates: Annotated[File | None, Parameter(show_default=False)] = None,
     reach: float = 1.0,
     law: Law = "power",
     columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
@@ -222,8 +221,8 @@ def next_(
 
 
 def worth(
-    baseline: Path,
-    changed: Path,
+    baseline: File,
+    changed: File,
     /,
     *,
     loss: Number = None,

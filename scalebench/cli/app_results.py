@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from scalebench.cli import completions
-from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, SeveralResults, Where
+from scalebench.cli.options import RESULTS, File, Json, ResultsArgument, ResultsOption, SeveralResults, Where, Whole
 
 
 def report(
     results: SeveralResults = [RESULTS],  # noqa: B006
     /,
     *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
+    output: Annotated[File, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
     pictures: Annotated[bool, Parameter(negative=(), help="Also write each study's first figure as a PNG.")] = False,
 ) -> int:
     """Write one self-contained HTML report of the studies under RESULTS."""
@@ -28,16 +28,19 @@ def export(
     results: ResultsArgument = RESULTS,
     /,
     *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file; with --to, a new folder.")],
+    output: Annotated[File, Parameter(["--output", "-o"], help="A .csv or .parquet file; with --to, a new folder.")],
     to: Annotated[
         Literal["tensorboard", "wandb-offline", "mlflow"] | None,
         Parameter(show_default=False, help="Write runs of this experiment tracker, with their training curves."),
     ] = None,
+    as_json: Json = False,
 ) -> int:
     """Write every trial of every study under RESULTS as a table, one row per trial, or as runs of a tracker."""
     from scalebench.cli.commands.stored import export_table, export_to
 
-    return export_table(results, output) if to is None else export_to(results, to, output)
+    if to is None:
+        return export_table(results, output, as_json=as_json)
+    return export_to(results, to, output, as_json=as_json)
 
 
 def generate(
@@ -47,12 +50,12 @@ def generate(
     trial: Annotated[str | None, Parameter(show_default=False, completer=completions.trials)] = None,
     prompt: str,
     family: Annotated[str | None, Parameter(show_default=False)] = None,
-    tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    tokens: Annotated[Whole | None, Parameter(show_default=False)] = None,
     temperature: Annotated[float | None, Parameter(show_default=False)] = None,
-    top_k: int = 0,
+    top_k: Whole = 0,
     top_p: float = 1.0,
-    beams: int = 1,
-    seed: int = 0,
+    beams: Whole = 1,
+    seed: Whole = 0,
     as_json: Json = False,
 ) -> int:
     """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
@@ -90,7 +93,7 @@ def demo(
     *,
     results: ResultsOption = RESULTS,
     output: Annotated[
-        Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
+        File | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
     ] = None,
 ) -> int:
     """Run the demo study, and write its report and a PNG of its first figure."""
@@ -100,8 +103,8 @@ def demo(
 
 
 def diff(
-    old: Annotated[Path, Parameter(help="Results folder of the state before.")],
-    new: Annotated[Path, Parameter(help="Results folder of the state after.")],
+    old: Annotated[File, Parameter(help="Results folder of the state before.")],
+    new: Annotated[File, Parameter(help="Results folder of the state after.")],
     /,
     *,
     where: Where = None,
@@ -146,7 +149,7 @@ def show(
 
 
 def drop(
-    study: Annotated[Path, Parameter(help="The study's folder, as in results/gpt.")],
+    study: Annotated[File, Parameter(help="The study's folder, as in results/gpt.")],
     trials: Annotated[list[str], Parameter(help="Trial ids, or their first digits.", completer=completions.trials)],
     /,
 ) -> int:

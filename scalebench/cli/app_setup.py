@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from scalebench.cli import completions
-from scalebench.cli.options import RESULTS, Json, ResultsOption
+from scalebench.cli.options import RESULTS, File, Json, ResultsOption
 from scalebench.comparison.options import OPERATION_MODULES, Options
 
 IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
@@ -24,7 +23,7 @@ def compare(
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[list[Path], Parameter("--import", negative=(), show_default=False, help=IMPORT_HELP)] = [],  # noqa: B006
+    imports: Annotated[list[File], Parameter("--import", negative=(), show_default=False, help=IMPORT_HELP)] = [],  # noqa: B006
     results: ResultsOption = RESULTS,
     as_json: Json = False,
 ) -> int:
@@ -61,7 +60,7 @@ def new_study(
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(["--output", "-o"], help="The file to write; FAMILY-study.toml if omitted.")
+        File | None, Parameter(["--output", "-o"], help="The file to write; FAMILY-study.toml if omitted.")
     ] = None,
 ) -> int:
     """Write a study file for FAMILY, with every field explained in comments."""

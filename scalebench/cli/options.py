@@ -49,6 +49,23 @@ def _setting(_type: Any, tokens: Sequence[Token]) -> str:
     return f"{key}={written}" if written != text else tokens[0].value
 
 
+def _whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """Read a whole number; cyclopts would round 1.5, and reports the ``ValueError``."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
+
+
+def _path(_type: Any, tokens: Sequence[Token]) -> Path:
+    """Return a path; the shell leaves the ``~`` of --results=~/mine, and of quoted words, as it is."""
+    from scalebench.store import expanded
+
+    if not tokens[0].value:  # as of a shell variable that is not set
+        raise ValueError("an empty path; name a file or folder, or . for this one")
+    return expanded(tokens[0].value)
+
+
 Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 Settings = Annotated[
     list[Annotated[str, Parameter(converter=_setting)]],
@@ -57,11 +74,16 @@ Settings = Annotated[
 StudyFile = Annotated[
     str, Parameter(help="A study file (TOML), or the name of a study that ships.", completer=completions.study_files)
 ]
-ResultsArgument = Annotated[Path, Parameter(help="Results folder, of one study or of several.")]
-SeveralResults = Annotated[list[Path], Parameter(negative=(), help="Results folders, of one study or of several.")]
-ResultsOption = Annotated[Path, Parameter(help="Results folder; each study gets a subfolder.")]
+Whole = Annotated[int, Parameter(converter=_whole)]
+File = Annotated[Path, Parameter(converter=_path)]
+ResultsArgument = Annotated[Path, Parameter(converter=_path, help="Results folder, of one study or of several.")]
+SeveralResults = Annotated[list[File], Parameter(negative=(), help="Results folders, of one study or of several.")]
+ResultsOption = Annotated[Path, Parameter(converter=_path, help="Results folder; each study gets a subfolder.")]
 Points = Annotated[
-    Path, Parameter(help="A table of points (CSV, TSV, JSON lines, Parquet, gzipped too), or a results folder.")
+    Path,
+    Parameter(
+        converter=_path, help="A table of points (CSV, TSV, JSON lines, Parquet, gzipped too), or a results folder."
+    ),
 ]
 Where = Annotated[
     str | None,

@@ -38,8 +38,15 @@ def _reason(error: CycloptsError, commands: Sequence[str]) -> str:
         if error.keyword is None and not error.tokens_so_far:
             return f"{option} is missing"
         return f"{option} needs {'a value' if count == 1 else f'{count} values, {len(error.tokens_so_far)} given'}"
-    if isinstance(error, CoercionError) and error.token is not None and error.target_type in KINDS:
+    if isinstance(error, CoercionError) and error.token is not None and (reason := _unconverted(error)):
         option = error.token.keyword or (error.argument.name if error.argument else "the argument")
-        return f"{option}: {error.token.value!r} is not {KINDS[error.target_type]}"
+        return f"{option}: {reason}"
     text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
     return text[:1].lower() + text[1:]
+
+
+def _unconverted(error: CoercionError) -> str:
+    """Return why a value is not of its type: the reason of a converter in ``options.py``, else what it should be."""
+    if error.token is not None and error.target_type in KINDS:
+        return f"{error.token.value!r} is not {KINDS[error.target_type]}"
+    return str(error.__context__ or "")

@@ -115,8 +115,6 @@ def open_source(source: str) -> Data:
         return SOURCES[name].open(argument)
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from error
-    except RuntimeError as error:  # of Path.expanduser
-        raise DataError(f"{source!r}: there is no such user as after the ~; write the whole path") from error
 
 
 @lru_cache(maxsize=8)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from scalebench.data.text import Text
+from scalebench.store import expanded
 
 
 def open_hub(argument: str) -> Text:
@@ -18,7 +18,8 @@ def open_hub(argument: str) -> Text:
         import datasets
     except ImportError as error:
         raise ValueError("hf: needs the datasets library: pip install datasets") from error
-    dataset = datasets.load_from_disk(name) if Path(name).expanduser().is_dir() else _from_hub(name)
+    folder = expanded(name)
+    dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else _from_hub(name)
     rows = dataset["train"] if isinstance(dataset, datasets.DatasetDict) and "train" in dataset else dataset
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(f"hf:{name}: has no train split; it has {', '.join(rows)}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.data.images import Images, Labels, Pixels, digest
-from scalebench.store import read_bytes
+from scalebench.store import expanded, read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ _CIFAR_ROW = 1 + 3 * 32 * 32  # a label and the red, green and blue planes (Kriz
 
 def open_cifar10(path: str) -> SplitImages:
     """Open a folder with ``data_batch_*.bin`` and ``test_batch.bin``. Raises ``ValueError`` naming the file."""
-    root = Path(path).expanduser()
+    root = expanded(path)
     files = sorted(root.glob("data_batch_*.bin"))
     if not files or not (root / "test_batch.bin").exists():
         raise ValueError(f"cifar10 path {path!r}: expected data_batch_*.bin and test_batch.bin in it")
@@ -98,7 +98,7 @@ def open_idx(path: str) -> SplitImages:
 
     Raises ``ValueError`` naming the file that is missing, corrupt, or has labels that do not match the images.
     """
-    training, test = (_idx_part(Path(path).expanduser(), prefix) for prefix in _PARTS.values())
+    training, test = (_idx_part(expanded(path), prefix) for prefix in _PARTS.values())
     classes = int(training[1].max()) + 1
     if int(test[1].max()) >= classes:
         raise ValueError(f"idx path {path!r}: test label {test[1].max()} is not among training's 0 to {classes - 1}")

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from scalebench.data.corpus import Tokens, middles, spread_windows, uniform_windows
 from scalebench.data.headers import open_headers
 from scalebench.data.text import Text, open_stdlib, read_documents, split, stdlib_files
+from scalebench.store import expanded
 
 # Packages that every Python from 3.11 on has, with enough files for some of each to be held out.
 PACKAGES = ("asyncio", "email", "encodings", "multiprocessing")
@@ -107,7 +107,7 @@ def open_folders(path: str) -> LabelledText:
 
     Raises ``ValueError`` naming the path unless it has at least two sub-folders with text.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     folders = sorted(folder for folder in root.glob("*") if folder.is_dir() and not folder.name.startswith("."))
     if len(folders) < 2:
         raise ValueError(f"folders path {path!r}: {len(folders)} sub-folders; labels need two or more, one per class")

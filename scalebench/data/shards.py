@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows
+from scalebench.store import expanded
 
 DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {
     ".bin": np.uint16, ".u16": np.uint16, ".u32": np.uint32, ".npy": np.uint16,
@@ -128,7 +129,7 @@ def _map(file: Path) -> Tokens:
 
 def open_shards(path: str) -> Shards:
     """Open a shard or a folder of them: raw little-endian 16-bit (.bin, .u16) or 32-bit (.u32) numbers, or .npy."""
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.exists():
         raise ValueError(f"tokens path {path!r} does not exist")
     return Shards(root)

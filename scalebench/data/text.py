@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
-from scalebench.store import read_bytes
+from scalebench.store import expanded, read_bytes
 
 VOCABULARY = 256
 TEXT_BYTES = 8 << 30  # of all documents, which are held in memory
@@ -136,7 +136,7 @@ def open_path(path: str) -> Text:
 
     Raises ``ValueError`` or ``OSError`` naming the path if it does not exist, cannot be read or has no text.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.exists():
         raise ValueError(f"text path {path!r} does not exist")
     if root.is_dir():

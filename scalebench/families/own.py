@@ -19,6 +19,7 @@ from typing import Any
 from scalebench.errors import InputError
 from scalebench.families.base import Family
 from scalebench.families.sharding import shard_blocks
+from scalebench.store import expanded
 
 ENDING = ".py"
 REQUIRED = ("Config", "DATA", "build", "config_for", "count", "defaults", "learning_rate", "task")
@@ -39,7 +40,7 @@ class Families(dict[str, Family]):
         """Return the family in a file. Raises ``KeyError`` for other names, ``InputError`` for a file that is none."""
         if not name.endswith(ENDING):
             raise KeyError(name)
-        return load(Path(name))
+        return load(expanded(name))
 
 
 def load(path: Path) -> Family:
@@ -52,7 +53,7 @@ def load(path: Path) -> Family:
 
 def file_sha256(name: str) -> str | None:
     """Return the SHA-256 of the file that a family comes from; None for a family that ships."""
-    return hashlib.sha256(_read(Path(name))).hexdigest() if name.endswith(ENDING) else None
+    return hashlib.sha256(_read(expanded(name))).hexdigest() if name.endswith(ENDING) else None
 
 
 class ForeignCodeError(InputError):
@@ -63,7 +64,7 @@ def check_named(name: str, sha256: str | None, named: Collection[str]) -> None:
     """Raise ``ForeignCodeError`` for a family from a file that the user did not name, or that changed since."""
     if not name.endswith(ENDING):
         return
-    if name not in named:
+    if expanded(name) not in map(expanded, named):
         where = "under [model] family of a study, or after generate --family"
         raise ForeignCodeError(
             f"its family is the Python file {name!a}, whose code runs only where you name it: {where}"
@@ -116,11 +117,15 @@ def _imported(path: Path, content: bytes) -> ModuleType:
         exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the user's own code; not from __pycache__
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         ImportError,
         LookupError,
         NameError,
+        OSError,
+        RuntimeError,
         SyntaxError,
+        SystemExit,
         TypeError,
         ValueError,
     ) as error:
@@ -129,7 +134,7 @@ def _imported(path: Path, content: bytes) -> ModuleType:
     return module
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
     """Return ":12" for an error that line 12 of the file raised, or that was found there."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"

@@ -34,6 +34,7 @@ class Table:
     names: tuple[str, ...]
     batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     locate: Callable[[int, str], tuple[str, str]]
+    semicolons: bool = False  # between its cells, as spreadsheets write them where numbers have decimal commas
     note: str = ""  # what was done to the file to read it, for errors and warnings
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from scalebench.points.batches import MISSING, PointsError, Table, check_unique, empty_file, named_errors
-from scalebench.points.text_files import encoding_of, is_gzipped, open_text
+from scalebench.points.text_files import encoding_of, is_gzipped, open_native, open_text
 
 DELIMITERS = ",;\t|"
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # first line of a CSV from Excel
@@ -45,6 +45,7 @@ def open_csv(path: Path) -> Table:
         header.names,
         lambda columns: _csv_batches(path, header, columns),
         lambda row, name: _locate(path, header, row, name),
+        semicolons=header.delimiter == ";",
     )
 
 
@@ -92,7 +93,7 @@ def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterato
     with named_errors(path, "CSV"):
         try:
             with (
-                pa.input_stream(str(path), compression="gzip" if is_gzipped(path) else None) as file,
+                pa.input_stream(open_native(path), compression="gzip" if is_gzipped(path) else None) as file,
                 pa_csv.open_csv(
                     file, read_options=read_options, parse_options=parse, convert_options=convert
                 ) as reader,

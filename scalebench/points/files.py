@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.json as pa_json
@@ -15,13 +17,17 @@ from scalebench.errors import number_of
 from scalebench.points import exports
 from scalebench.points.batches import PointsError, Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
-from scalebench.points.text_files import encoding_of, open_bytes
+from scalebench.points.text_files import encoding_of, open_bytes, open_native
 from scalebench.store import Results, of_plans, read_results
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
 SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 BATCH_ROWS = 1 << 18
+# The columns of trials, by the role that they have for a law.
+OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
+              "loss_added": "loss_added_nats"}  # fmt: skip
+VALIDITY = ("status", "invalid_reason")  # of a trial: whether laws are fitted to it
 
 
 def open_table(path: Path) -> Table:
@@ -41,7 +47,8 @@ def open_table(path: Path) -> Table:
     try:
         if not path.stat().st_size:
             raise PointsError([empty_file(path)])
-        return _open_by_suffix(path)
+        table = _open_by_suffix(path)
+        return _valid_trials(table) if is_export(table) else table
     except OSError as error:
         raise PointsError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
@@ -49,6 +56,16 @@ def open_table(path: Path) -> Table:
 def is_results(path: Path) -> bool:
     """Whether a path is a results folder, as any folder is that does not hold the logs of another trainer."""
     return path.is_dir() and not exports.is_log(path)
+
+
+def holds_trials(path: Path) -> bool:
+    """Whether a path is a results folder, or a table of its trials that `scalebench export` wrote."""
+    return is_results(path) or (is_table_file(path) and is_export(open_table(path)))
+
+
+def is_export(table: Table) -> bool:
+    """Whether a table has the columns of trials that `scalebench export` writes."""
+    return {"trial_id", *VALIDITY} <= {*table.names}
 
 
 def is_fit(path: Path) -> bool:
@@ -84,7 +101,7 @@ def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> 
         return f"{place} {row + 1}", "" if pd.isna(value) else str(value)
 
     names = tuple(map(str, frame.columns))
-    return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note)
+    return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note=note)
 
 
 def _open_lines(path: Path) -> Table:
@@ -101,8 +118,8 @@ def _open_lines(path: Path) -> Table:
 
 
 def _open_parquet(path: Path) -> Table:
-    with named_errors(path, "Parquet"):
-        names = tuple(pq.read_schema(path).names)
+    with named_errors(path, "Parquet"), open_native(path) as file:
+        names = tuple(pq.read_schema(file).names)
     check_unique(str(path), names)
 
     def locate(row: int, name: str) -> tuple[str, str]:
@@ -116,7 +133,7 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with named_errors(path, "Parquet"), pq.ParquetFile(path) as file:
+    with named_errors(path, "Parquet"), open_native(path) as source, pq.ParquetFile(source) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
 
@@ -126,11 +143,7 @@ def open_results(path: Path, results: Results) -> Table:
     Trials without a validation loss (as of inference) are read only if none has one.
     """
     frame = of_plans(results).frame
-    ok = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
-    trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
-    valid = (ok if trained.empty else trained).reset_index(drop=True)
-    if valid.empty:
-        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
+    valid = frame[_valid_rows(path, frame)].reset_index(drop=True)
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = valid[name].iloc[row]
@@ -138,6 +151,33 @@ def open_results(path: Path, results: Results) -> Table:
 
     names = tuple(map(str, valid.columns))
     return Table(path, names, lambda columns: iter([frame_batch(valid, columns)]), locate)
+
+
+def _valid_rows(path: Path, frame: pd.DataFrame) -> pd.Series[bool]:
+    """Return which trials ended ok with valid numbers and, where any of these has one, a validation loss."""
+    ok = (frame["status"] == "ok") & frame["invalid_reason"].isna()
+    if not ok.any():
+        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
+    loss = OF_RESULTS["loss"]
+    trained = ok & frame[loss].notna() if loss in frame else ok
+    return trained if trained.any() else ok
+
+
+def _valid_trials(table: Table) -> Table:
+    """Return an exported table with the trials that its results folder would give, and no others."""
+    names = [name for name in (*VALIDITY, OF_RESULTS["loss"]) if name in table.names]
+    parts = [pd.DataFrame({name: texts(batch.column(name)) for name in names}) for batch in table.batches(names)]
+    frame = pd.concat([pd.DataFrame(columns=names), *parts]).replace("", None)
+    keep = _valid_rows(table.path, frame).to_numpy(dtype=bool)
+    rows = np.flatnonzero(keep)
+
+    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        start = 0
+        for batch in table.batches(columns):
+            yield batch.filter(pa.array(keep[start : start + batch.num_rows]))
+            start += batch.num_rows
+
+    return replace(table, batches=batches, locate=lambda row, name: table.locate(int(rows[row]), name))
 
 
 def frame_batch(frame: pd.DataFrame, names: Sequence[str]) -> pa.RecordBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scalebench.errors import InputError
 from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.points.files import is_fit, is_results
+from scalebench.points.files import holds_trials, is_fit
 from scalebench.points.roles import column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, json_safe, read_json
@@ -33,14 +34,17 @@ def fit_points(
     options: Mapping[str, Any],
     refits: Refits = DEFAULT_REFITS,
     last_of: str | None = None,
+    own_options: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Fit, PointTable]:
     """Read points and fit a law to them, its intervals by ``refits``.
 
+    ``own_options`` are those of the command that name a column, by role, where they are not those of `fit`.
     Raises ``InputError`` or ``StoreError``, with the file in every line.
     """
     form = find_law(law)
-    columns = law_columns(form, by_role, of_results=is_results(path), names=column_names(path))
-    table = read_columns(path, columns, where, options=column_options(form), last_of=last_of)
+    columns = law_columns(form, by_role, of_results=holds_trials(path), names=column_names(path))
+    option_names = {**column_options(form), **own_options}
+    table = read_columns(path, columns, where, options=option_names, last_of=last_of)
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
@@ -48,8 +52,14 @@ def fit_points(
         raise InputError([f"{path}: {refusal}{selected}"]) from refusal
 
 
-def open_fit(source: Path, law: str, by_role: Mapping[str, str], where: str | None) -> Fit:
-    """Return the fit in a JSON file, or ``law`` fitted to the points of any other source.
+def open_fit(
+    source: Path,
+    law: str,
+    by_role: Mapping[str, str],
+    where: str | None,
+    own_options: Mapping[str, str] = MappingProxyType({}),
+) -> Fit:
+    """Return the fit in a JSON file, or ``law`` fitted to the points of any other source; see ``fit_points``.
 
     Raises ``InputError`` or ``StoreError``.
     """
@@ -57,7 +67,7 @@ def open_fit(source: Path, law: str, by_role: Mapping[str, str], where: str | No
         if by_role or where is not None:
             raise InputError([f"{source}: the fit already holds its points; leave --where and columns out"])
         return from_document(source)[0]
-    return fit_points(source, law, by_role, where, {})[0]
+    return fit_points(source, law, by_role, where, {}, own_options=own_options)[0]
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:

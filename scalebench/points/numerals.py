@@ -33,6 +33,7 @@ _DECIMAL_COMMA = re.compile(
 # Thousands with dots: 1.234.567 in any file, 1.234 in a file of decimal commas.
 _DOT_GROUPS = re.compile(rf"{_SIGN}[1-9]\d{{0,2}}(?:\.\d{{3}})+")
 ONE_DOT = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
+_POINT = re.compile(rf"{_SIGN}\d*\.\d+{_EXPONENT}")
 _ONE_COMMA = re.compile(rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}")  # either
 _OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[{_GAPS}]\d{{3}})+(?:[.,]\d*)?{_EXPONENT}")
 
@@ -87,6 +88,20 @@ def mark_of(cells: Iterable[str]) -> Mark | None:
         if _COMMA_GROUPS.fullmatch(text):
             return "."
     return None
+
+
+def semicolon_mark(cells: Iterable[str]) -> Mark | None:
+    """Return the decimal mark of a file with semicolons between cells that ``mark_of`` cannot tell, or None.
+
+    Spreadsheets write semicolons where the comma is that mark, so 3,464 is three and a half unless a cell has a point.
+    """
+    comma = False
+    for cell in cells:
+        text = without_suffix(cell.strip())
+        if _POINT.fullmatch(text) and not re.match(ONE_DOT, text):
+            return None
+        comma = comma or bool(_ONE_COMMA.fullmatch(text))
+    return "," if comma else None
 
 
 def without_suffix(text: str) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 
 from scalebench.errors import InputError, unknown
 from scalebench.laws import LAWS, Law
-from scalebench.points.files import is_results, open_table
+from scalebench.points.files import OF_RESULTS, holds_trials, is_results, open_table
 from scalebench.points.table import CONFIG, read_columns
 
-OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
-              "loss_added": "loss_added_nats"}  # fmt: skip
 ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
 LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
 # What `--law auto` chooses among: losses of size alone, or of size and data.
@@ -52,7 +50,7 @@ def column_options(law: Law) -> dict[str, str]:
 
 def column_names(path: Path) -> tuple[str, ...]:
     """Return the columns of a file; of a results folder those that laws read by default."""
-    return tuple(OF_RESULTS) if is_results(path) else open_table(path).names
+    return tuple(OF_RESULTS.values()) if is_results(path) else open_table(path).names
 
 
 def law_columns(
@@ -70,7 +68,7 @@ def law_columns(
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
         chosen = next((name for name in roles if name in by_role), None)
-        by_flops = role == ("params" if "tokens" in by_role else "tokens") and role not in names
+        by_flops = role == ("params" if "tokens" in by_role else "tokens") and defaults.get(role, role) not in names
         if chosen is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
             columns["flops"] = by_role["flops"]
         else:
@@ -86,7 +84,7 @@ def read_roles(
     Here ``params`` is the total, of a results folder too. Raises ``InputError`` or ``StoreError``.
     """
     defaults = (
-        {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if is_results(path) else {}
+        {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if holds_trials(path) else {}
     )
     columns_by_role = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names

@@ -25,7 +25,7 @@ from scalebench.errors import unknown
 from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
 from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
-from scalebench.points.files import frame_batch, open_table
+from scalebench.points.files import OF_RESULTS, frame_batch, open_table
 from scalebench.points.where import Kind, Mask, Where, WhereError, parse
 from scalebench.store import RENAMED
 
@@ -133,7 +133,11 @@ def _decimal_mark(table: Table, names: Sequence[str]) -> numerals.Mark | None:
         mark = numerals.mark_of(cell for column in cells for cell in column[pd.Series(column).str.contains(MARKED)])
         if mark is not None:
             return mark
-    return None
+    if not table.semicolons:
+        return None
+    return numerals.semicolon_mark(
+        cell for batch in table.batches(names) for name in names for cell in texts(batch.column(name))
+    )
 
 
 def _complete(batch: pa.RecordBatch, names: Sequence[str]) -> Mask:
@@ -169,6 +173,7 @@ def _check_names(
     lines = [
         f"{path}: column {unknown(name, known)}"
         + (f"; it is now called {RENAMED[name]!r}" if RENAMED.get(name) in known else "")
+        + (f"; of trials it is called {OF_RESULTS[name]!r}" if OF_RESULTS.get(name) in known else "")
         + (f"; name it with {options[name]}" if name in options else "")
         for name in names
         if name not in known
@@ -177,6 +182,8 @@ def _check_names(
         lines.append(f"{path}: read as {note}")
     if lines and all(map(_is_number, known)):
         lines.append(f"{path}: the first line holds only numbers; it must name the columns")
+    if lines and next(iter(known), "").startswith("#"):
+        lines.append(f"{path}: the first line is a comment; it must name the columns")
     if lines:
         raise PointsError(lines)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from scalebench.errors import number_of
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.batches import texts
-from scalebench.points.files import open_table
-
-if TYPE_CHECKING:
-    from scalebench.points.table import PointTable
+from scalebench.points.files import is_export, open_table
+from scalebench.points.table import PointTable, read_texts
 
 RUN_NAMES = ("run", "run_name", "run_id", "run_uuid", "run id", "name")  # of columns, in any case
+# What makes trials separate experiments.
+SETTINGS = ("study", "workload", "family", "implementation", "optimizer", "precision", "device_name")
 # Names of losses in other units than nats, and what turns them into nats.
 UNITS = {
     ("ppl", "perplexity"): "a perplexity; the laws need nats: take its logarithm",
@@ -39,7 +39,7 @@ def run_column(names: Sequence[str]) -> str | None:
 
 def table_warnings(path: Path, table: PointTable) -> list[str]:
     """Return warnings about points that were read from a table."""
-    return [*_loss_warnings(table), *_run_warnings(path, table)]
+    return [*_loss_warnings(table), *_run_warnings(path, table), *_mixed_warnings(path, table)]
 
 
 def _loss_warnings(table: PointTable) -> list[str]:
@@ -70,6 +70,17 @@ def _run_warnings(path: Path, read: PointTable) -> list[str]:
         "are not independent, and intervals that count them so are too narrow; "
         f"--run-column {name!r} counts each run once, with --last only its last row"
     ]
+
+
+def _mixed_warnings(path: Path, read: PointTable) -> list[str]:
+    """Name what the selected trials of an exported table differ in beside size, data and seed."""
+    table = open_table(path)
+    if not is_export(table):
+        return []
+    names = [name for name in SETTINGS if name in {*table.names} - {*read.columns.values()}]
+    mixed = [name for name, values in read_texts(path, names, read.where).items() if len({*values}) > 1]
+    differ = f"these trials differ in {', '.join(mixed)}: choose with --where, otherwise the fit mixes them"
+    return [differ] if mixed else []
 
 
 def unit_warnings(values: Mapping[str, Any]) -> list[str]:

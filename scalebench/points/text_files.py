@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+import pyarrow as pa
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # as Excel writes "Unicode text"
 
@@ -17,6 +20,11 @@ def is_gzipped(path: Path) -> bool:
 def open_bytes(path: Path) -> BinaryIO:
     """Open a file's bytes, uncompressed."""
     return gzip.open(path) if is_gzipped(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def open_native(path: Path) -> pa.NativeFile:
+    """Open a file for pyarrow, which itself opens no file whose name is not UTF-8."""
+    return pa.OSFile(os.fsencode(path))
 
 
 def open_text(path: Path, errors: str = "strict") -> TextIO:

@@ -180,6 +180,8 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
     ]  # fmt: skip
     columns = ("series", "size", "largest size ×", *(HEADINGS.get(name, name) for name in predicted))
     caption = "Projections for a new run beyond the data, with 95 % intervals."
+    if "compute" in predicted:
+        caption += " Compute, too, is that of a law: scalebench plan STUDY --set model.params=SIZE counts it."
     return replace(table(caption, columns, rows, len(all_series)), topic="projection")
 
 

@@ -31,8 +31,16 @@ def allocation_failed(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return True
-    limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
-    return limited and str(error).startswith(("could not create a primitive", "could not create a memory"))
+    return _is_limited() and str(error).startswith(("could not create a primitive", "could not create a memory"))
+
+
+def shortage() -> str:
+    """Return what an exception about memory means that has no words of its own, as Python's has none."""
+    return "an allocation failed" + (" at the limit, run.memory_limit_bytes" if _is_limited() else "")
+
+
+def _is_limited() -> bool:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
 
 
 def data_bytes() -> int:

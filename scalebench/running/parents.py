@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     path = results / source.study if source.study is not None else Path(source.results or "")
     name = source.study or "STUDY"
     place = path.parent if source.study is not None else path
-    again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
+    again = f"scalebench run {name} --set run.checkpoint=true --results {shlex.quote(str(place))}"
     try:
         return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study)]
     except InputError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench.data import Data, DataError, open_data
-from scalebench.errors import InputError, StudyError, expect
+from scalebench.errors import InputError, expect
 from scalebench.families import FAMILIES, Counts, configure, file_sha256
 from scalebench.running.devices import device_kind
 from scalebench.running.exclusions import with_exclusions
@@ -19,6 +19,7 @@ from scalebench.running.shipped import find_study
 from scalebench.running.study_checks import name_lines, parent_lines
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.axes import tables_of
+from scalebench.study.causes import study_error
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
@@ -70,7 +71,7 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
         lines += [*name_lines(study), *parent_lines(study)]
         lines += _size_lines(study, lines) if lines else []
     if study is None or lines:
-        raise StudyError([f"{path}: {line}" for line in lines])
+        raise study_error(str(path), settings, lines, lambda: load_study(path))
     return study.read_from(path, settings)
 
 
@@ -108,7 +109,7 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
     if lines:  # seeds and rates have the same ones
-        raise StudyError([f"{study.origin}: {line}" for line in dict.fromkeys(lines)])
+        raise study_error(study.origin, study.settings, lines, lambda: plan(load_study(study.origin), results))
     return list(trials.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scalebench.errors import StudyError, unknown
+from scalebench.store import expanded
 
 
 def studies_dir() -> Path:
@@ -19,7 +20,7 @@ def find_study(name: str) -> Path:
     shipped = {path.stem: path for path in sorted(studies_dir().glob("*.toml"))}
     if name in shipped:
         return shipped[name]
-    path = Path(name)
+    path = expanded(name)
     if not path.exists() and path.suffix != ".toml":
         raise StudyError([f"{name}: {unknown(name, list(shipped)).replace('unknown', 'no such file or study', 1)}"])
     return path

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from scalebench.running import processes
 from scalebench.running.batches import members_of
-from scalebench.running.limits import allocation_failed, limit_memory, with_smaller_micro_batches
+from scalebench.running.limits import allocation_failed, limit_memory, shortage, with_smaller_micro_batches
 from scalebench.running.members import run_members
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
@@ -133,8 +133,9 @@ def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
 def error_columns(error: Exception) -> dict[str, Any]:
     """Return the columns of a trial that an exception ended, and print its traceback."""
     traceback.print_exception(error)
-    message = str(error).strip()[:2000]
-    return {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
+    status = status_of(error)
+    message = str(error).strip()[:2000] or (shortage() if status == "oom" else "")
+    return {"status": status, "error_class": type(error).__name__, "error_message": message}
 
 
 def status_of(error: Exception) -> str:

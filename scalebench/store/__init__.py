@@ -15,7 +15,7 @@ from scalebench.store.files import (
     write_json,
     write_table,
 )
-from scalebench.store.names import check_inside, check_name, is_name, make_folder
+from scalebench.store.names import RULE, check_inside, check_name, expanded, is_name, make_folder
 from scalebench.store.outputs import write_output
 from scalebench.store.plans import drop, earlier_ids, left_out_line, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
@@ -25,6 +25,7 @@ from scalebench.store.trials import latest_record, make_attempt, name_attempt, n
 __all__ = [
     "ENVIRONMENT_COLUMNS",
     "RENAMED",
+    "RULE",
     "SCHEMA",
     "STATUSES",
     "STORE_COLUMNS",
@@ -38,6 +39,7 @@ __all__ = [
     "check_writable",
     "drop",
     "earlier_ids",
+    "expanded",
     "export",
     "is_name",
     "json_safe",

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from scalebench.errors import InputError
 from scalebench.store.files import StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -35,3 +36,14 @@ def make_folder(results: Path, folder: Path) -> None:
     """Make a folder within the results. Raises ``StoreError`` where a symbolic link leads out of them, ``OSError``."""
     check_inside(results, folder)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of ``~`` or ``~name``.
+
+    Raises ``InputError`` where there is no user of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no such user as after the ~; write the whole path") from error

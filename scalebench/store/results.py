@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalebench.errors import number_of
 from scalebench.store import index
 from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import plain_text, write_table
@@ -194,7 +195,7 @@ def incomplete_lines(files: Iterable[Missing]) -> Iterator[str]:
             if size < 0:
                 folders[name].append(folder)
     for name, lacking in folders.items():
-        more = f", as in {len(lacking) - 1:,} more trials" if lacking[1:] else ""
+        more = f", as in {number_of(len(lacking) - 1, 'more trial')}" if lacking[1:] else ""
         yield plain_text(f"{lacking[0]}/{name}: missing{more}; what is in the records counts")
 
 

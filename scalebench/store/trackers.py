@@ -8,6 +8,7 @@ libraries write the files, which `fit` reads again (TensorBoard, MLflow) and `wa
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.store.columns import STORE_NAMES
-from scalebench.store.files import StoreError
+from scalebench.store.files import StoreError, plain_text
 from scalebench.store.results import Results
 from scalebench.store.trials import read_steps
 
@@ -106,7 +107,7 @@ def write_tensorboard(runs: Sequence[TrackedRun], folder: Path) -> str:
             summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
             writer.add_event(Event(step=step, summary=summary))
         writer.close()
-    return f"tensorboard --logdir {folder}"
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
 
 def write_mlflow(runs: Sequence[TrackedRun], folder: Path) -> str:
@@ -130,7 +131,7 @@ def write_mlflow(runs: Sequence[TrackedRun], folder: Path) -> str:
         for start in range(0, len(metrics), METRICS_PER_CALL):
             client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
         client.set_terminated(run_id, "FINISHED" if run.settings.get("status") == "ok" else "FAILED")
-    return f"mlflow ui --backend-store-uri {database}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(database)}"
 
 
 def write_wandb(runs: Sequence[TrackedRun], folder: Path) -> str:
@@ -151,7 +152,7 @@ def write_wandb(runs: Sequence[TrackedRun], folder: Path) -> str:
         for step in sorted(by_step):
             logged.log(by_step[step], step=step)
         logged.finish(exit_code=0 if run.settings.get("status") == "ok" else 1)
-    return f"wandb sync {folder / 'wandb'}/offline-run-*"
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
 
 
 TRACKERS: dict[str, Callable[[Sequence[TrackedRun], Path], str]] = {
@@ -171,6 +172,8 @@ def export_runs(results: Results, tracker: str, folder: Path) -> tuple[int, str]
 
     Raises ``StoreError`` for a folder that is not empty, and ``TrackerMissingError``.
     """
+    if plain_text(str(folder)) != str(folder):
+        raise StoreError(f"{folder}: trackers write to folders with names in UTF-8 alone; name another one")
     if folder.exists() and (not folder.is_dir() or next(folder.iterdir(), None) is not None):
         raise StoreError(f"{folder}: is there already; name a new folder, so that no run is written twice")
     runs = tracked_runs(results)

@@ -12,12 +12,15 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from scalebench.errors import StudyError, unknown
+from scalebench.store import RULE
 from scalebench.study import Study, WorkloadTable, study_class
 from scalebench.study.axes import LARGEST_INTEGER
 
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
+# Of errors that pydantic puts in words of its own.
+PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -190,6 +193,13 @@ def _fields_at(kind: Any, path: Sequence[str | int]) -> list[str]:
     return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]
 
 
+def _home(key: str, raw: Mapping[str, Any], kind: type[Study]) -> str:
+    """Return the full name of a field that stands outside its table, as ``steps`` for ``train.steps``; else ""."""
+    tables = ("model", kind.TABLES.get(str(raw.get("workload", "training")), ""), "data", "fit", "run")
+    homes = [f"{table}.{key}" for table in tables if table and key in _fields_at(kind, [table])]
+    return f"; the field is {' or '.join(homes)}" if homes else ""
+
+
 def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     """Write one pydantic error as ``key: what is wrong (given …)``."""
     path = list(error["loc"])
@@ -197,12 +207,13 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
         path.pop()
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if error["type"] == "extra_forbidden":
-        return f"{key}: {unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace('unknown', 'unknown key', 1)}"
+        reason = unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace("unknown", "unknown key", 1)
+        return f"{key}: {reason}{_home(key, raw, kind)}"
     if error["type"] == "missing":
         return f"{key}: missing"
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
-    message = error["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
     value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 

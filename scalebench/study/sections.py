@@ -15,9 +15,10 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from scalebench.measure.secrets import hide
+from scalebench.store import expanded
 from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, Size, one_of
 
 MEMORY = ("tracked", "allocator")
@@ -112,7 +113,8 @@ class ParentSection(Section):
     STARTS: ClassVar[bool]  # whether trials start from the parents' weights, and so have their family and model
 
     study: Name | None = None  # in the same results folder
-    results: str | None = None  # or the path of a results folder
+    # Or the path of a results folder.
+    results: Annotated[str, AfterValidator(lambda path: str(expanded(path)))] | None = None
     where: str | None = None  # which of its trials: an expression as for --where
     step: Axis[Count] | None = None
 
@@ -184,6 +186,7 @@ class Study(Section):
     excluded: tuple[Point, ...] = Field(default=(), alias="exclude")
     _text: str = PrivateAttr(default="")
     _origin: str = PrivateAttr(default="")
+    _settings: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def text(self) -> str:
@@ -194,6 +197,11 @@ class Study(Section):
     def origin(self) -> str:
         """The file that this study was read from, or its name."""
         return self._origin or self.name
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What ``--set`` changed, as ``key=value``."""
+        return self._settings
 
     @property
     def parents(self) -> ParentSection | None:
@@ -225,7 +233,7 @@ class Study(Section):
 
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
-        self._origin = str(path)
+        self._origin, self._settings = str(path), tuple(settings)
         changes = "".join(f"# --set {hide(setting)}\n" for setting in settings)
         self._text = path.read_text(encoding="utf-8-sig") + changes
         return self

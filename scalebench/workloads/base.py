@@ -165,14 +165,20 @@ def offering(capability: str) -> str:
     return f"families that can: {', '.join(names)}"
 
 
-def check_served(request: Request, values: Mapping[str, Any], table: str) -> None:
-    """Raise ``InputError`` for an implementation that the family lacks, or a precision that the device lacks."""
+def check_implementation(request: Request, values: Mapping[str, Any], table: str) -> None:
+    """Raise ``InputError`` for an implementation that the family lacks."""
     known, implementation = request.family.IMPLEMENTATIONS, values["implementation"]
     if implementation not in known:
         raise InputError(
             f"{table}.implementation: {request.family_name} has no implementation {implementation!r}, it has "
-            f"{', '.join(known)}; choose one of these, or exclude the combination"
+            f"{', '.join(known)}; choose one of these, as in --set {table}.implementation={known[0]}, or exclude the "
+            "combination"
         )
+
+
+def check_served(request: Request, values: Mapping[str, Any], table: str) -> None:
+    """Raise ``InputError`` for an implementation that the family lacks, or a precision that the device lacks."""
+    check_implementation(request, values, table)
     if values.get("precision") == "float16" and request.device == "cpu":
         raise InputError(f"{table}.precision: float16 needs a GPU; bfloat16 is the 16-bit format on a CPU")
 

@@ -13,7 +13,15 @@ from scalebench.families import Counts
 from scalebench.families.outline import outline
 from scalebench.store import Column
 from scalebench.workloads import effect
-from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request, check_parent
+from scalebench.workloads.base import (
+    SIZE_COLUMNS,
+    STEP_FLOOR_S,
+    Cost,
+    Decided,
+    Request,
+    check_implementation,
+    check_parent,
+)
 from scalebench.workloads.quantize_spec import (
     BITS,
     FORMATS,
@@ -62,8 +70,7 @@ def decide(request: Request) -> Decided:
     assert request.parent is not None
     values = {name: chosen[0] for name, chosen in QuantizeSection().filled_fields().items()} | dict(request.values)
     scheme = values["scheme"]
-    if values["implementation"] not in request.family.IMPLEMENTATIONS:
-        raise InputError(f"quantize.implementation: {request.family_name} has no {values['implementation']!r}")
+    check_implementation(request, values, "quantize")
     if scheme == INT4:
         _check_int4()
     parent = request.parent.spec

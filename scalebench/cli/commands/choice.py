@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from scalebench.cli.output import say, table
 from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused, choose
-from scalebench.points.files import is_results, open_table
+from scalebench.points.files import OF_RESULTS, holds_trials, open_table
 from scalebench.points.fit_file import fit_values
-from scalebench.points.roles import OF_RESULTS, column_names, column_options, find_law, law_columns, named_laws
+from scalebench.points.roles import column_names, column_options, find_law, law_columns, named_laws
 from scalebench.points.table import CONFIG, read_columns
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def choose_law(
         return text, None
     laws = named_laws(text, by_role, _varying(path, by_role, where) if text == "auto" else open_table(path).names)
     form = find_law(laws[0])
-    columns = law_columns(form, by_role, of_results=is_results(path), names=column_names(path))
+    columns = law_columns(form, by_role, of_results=holds_trials(path), names=column_names(path))
     points = fit_values(read_columns(path, columns, where, options=column_options(form), last_of=last_of))
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
@@ -48,7 +48,7 @@ def choose_law(
 def _varying(path: Path, by_role: Mapping[str, str], where: str | None) -> list[str]:
     """Return the columns of a table, without a column of tokens that was not asked for and is constant."""
     names = list(open_table(path).names)
-    data = OF_RESULTS["tokens"] if is_results(path) else "tokens"
+    data = OF_RESULTS["tokens"] if holds_trials(path) else "tokens"
     if data in names and not {"tokens", "flops"} & {*by_role}:
         try:
             values = read_columns(path, {CONFIG: data}, where).values[CONFIG]  # as text: it may be constant

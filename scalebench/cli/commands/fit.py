@@ -13,7 +13,7 @@ from scalebench.cli.output import print_json, quantity, say, say_exactly, table,
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.laws.intervals.determined import beside, switched_off
-from scalebench.points.files import is_results, open_table
+from scalebench.points.files import holds_trials, open_table
 from scalebench.points.fit_file import fit_points, to_document
 from scalebench.points.numerals import number
 from scalebench.points.roles import RUN
@@ -104,7 +104,7 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
     others = {role: name for role, name in columns.items() if role != RUN}
     run = columns.get(RUN)
     if last:
-        run = run or (None if is_results(path) else run_column(open_table(path).names))
+        run = run or (None if holds_trials(path) else run_column(open_table(path).names))
         if run is None:
             raise InputError([f"{path}: --last needs the column that names the run of each row: --run-column"])
         return others, run

@@ -67,7 +67,7 @@ def run_generate(
 def check_local(trial: str, data_spec: str) -> None:
     """Raise ``InputError`` for data that would be fetched: a folder of results may come from anyone."""
     name = data_spec.removeprefix("hf:").partition("#")[0]
-    if data_spec.startswith("hf:") and not Path(name).expanduser().is_dir():
+    if data_spec.startswith("hf:") and not store.expanded(name).is_dir():
         line = f"was trained on {data_spec!a}, which is not on this machine; nothing is downloaded to generate text"
         raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
 

@@ -85,7 +85,8 @@ def run_repeated(
 ) -> int:
     """Print size, tokens and epochs of lowest loss at each budget, for training on limited data."""
     _check_budgets(budgets)
-    fitted = open_fit(source, "data_constrained", columns, where)
+    own_options = {"unique_tokens": "--unique-tokens-column"}
+    fitted = open_fit(source, "data_constrained", columns, where, own_options)
     spent = FLOPS_PER_PARAMETER_TOKEN * np.exp(fitted.points.logs["params"] + fitted.points.logs["tokens"])
     try:
         best = [data_constrained_optimum(fitted, C, unique_tokens) for C in budgets or [float(spent.max())]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
     if is_table_file(source) or (source.is_dir() and not is_results(source)):
-        fit = f"scalebench fit {source} --output fit.json"
+        fit = f"scalebench fit {shlex.quote(str(source))} --output fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if not is_fit(source):
         if others:
@@ -119,7 +120,8 @@ def print_prediction(prediction: SizePrediction) -> None:
         names = ", ".join(predicted.quantity for predicted in refused if predicted.reason == reason)
         say(f"{names}: refused: {reason}")
     say("", *(f"{predicted.quantity}: {predicted.basis}" for predicted in known), "")
-    say(*filter(None, (hold_out_line(prediction.backtest, prediction.held_out), reach_line(prediction))))
+    closing = (hold_out_line(prediction.backtest, prediction.held_out), reach_line(prediction), count_line(prediction))
+    say(*filter(None, closing))
 
 
 def _row(predicted: PredictedQuantity) -> tuple[str, ...]:
@@ -147,6 +149,17 @@ def reach_line(prediction: SizePrediction) -> str:
     return (
         f"×{significant(farthest)} beyond the data: the intervals hold only if the laws do; their coverage is measured "
         f"up to ×{TESTED_REACH}. Measure nearer sizes first."
+    )
+
+
+def count_line(prediction: SizePrediction) -> str:
+    """Return how to count compute exactly, where the prediction has that of a law fitted to trials."""
+    if not any(predicted.quantity == "compute" and predicted.value is not None for predicted in prediction.quantities):
+        return ""
+    setting = f"--set model.params={prediction.params:.6g}"
+    return (
+        "compute comes from a law, as the other quantities do: "
+        f"`scalebench plan STUDY {setting}` counts it for the model that the family builds at this size"
     )
 
 

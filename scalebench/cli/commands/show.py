@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def list_trials(results: Path, *, as_json: bool) -> int:
         ]  # fmt: skip
         table(str(study), header, cells, text_columns=4)
     if rows.empty:
-        say(f"no trial in {results} has ended: scalebench status {results} counts those that run or are missing")
+        status = f"scalebench status {shlex.quote(str(results))}"
+        say(f"no trial in {results} has ended: {status} counts those that run or are missing")
     say(*(f"damaged, left out: {line}" for line in counted(stored.damaged)))
     return 0
 
@@ -107,12 +109,14 @@ def _setting(name: str, value: Any) -> str:
 
 def find_trial(results: Path, trial: str) -> Path:
     """Return the folder of the trial whose id starts with ``trial``. Raises ``InputError`` or ``StoreError``."""
-    folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
+    is_folder = bool(trial) and Path(trial).is_dir()
+    studies = store.study_dirs(results) if results.exists() or not is_folder else ()
+    folders = {path.name: path for study in studies for path in sorted((study / "trials").iterdir())}
     matching = [name for name in folders if name.startswith(trial)] if trial else []
     if len(matching) > 1:
         raise InputError([f"{trial} begins {len(matching)} ids: {', '.join(matching[:SHOWN_TRIALS])}"])
-    if not matching and Path(trial).is_dir():
-        raise InputError([f"{trial} is a folder, not a trial: scalebench show --results {trial}"])
+    if not matching and is_folder:
+        raise InputError([f"{trial} is a folder, not a trial: scalebench show --results {shlex.quote(trial)}"])
     if not matching:
         raise InputError([f"{results}: trial {unknown(trial, list(folders)[:SHOWN_TRIALS])}; {len(folders)} in all"])
     return folders[matching[0]]

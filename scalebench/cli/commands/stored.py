@@ -182,29 +182,37 @@ def _to_export(results: Path) -> store.Results:
     return planned
 
 
-def export_to(results: Path, tracker: str, folder: Path) -> int:
+def export_to(results: Path, tracker: str, folder: Path, *, as_json: bool) -> int:
     """Write the trials as runs of an experiment tracker; what is left out is reported on stderr."""
     from scalebench.store.trackers import export_runs
 
-    stored = _to_export(results)
-    count, command = export_runs(stored, tracker, folder)
+    count, command = export_runs(_to_export(results), tracker, folder)
+    if as_json:
+        written = {"path": str(folder), "format": tracker, "content": "runs", "rows": count, "columns": None}
+        print_json("export", {"written": [written], "next_command": command})
+        return 0
     say(f"{folder}: {trials(count)}")
     say_exactly(f"look at them: {command}" if tracker != "wandb-offline" else f"upload them: {command}")
     return 0
 
 
-def export_table(results: Path, output: Path) -> int:
+def export_table(results: Path, output: Path, *, as_json: bool) -> int:
     """Write the table of all trials; what is left out is reported on stderr.
 
     Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
-    stored = _to_export(results)
-    compared = read_comparisons(results).frame
-    if len(stored.frame) or compared.empty:
-        store.export(stored, output)
-        say(f"{output}: {trials(len(stored.frame))}")
-        output = output.with_name(f"{output.stem}-comparisons{output.suffix}")
-    if len(compared):
-        store.write_table(compared, output)
-        say(f"{output}: {number_of(len(compared), 'row')} of comparisons")
+    stored, compared = _to_export(results).frame, read_comparisons(results).frame
+    tables = {"trials": stored} if len(stored) or compared.empty else {}
+    tables |= {"comparisons": compared} if len(compared) else {}
+    written: list[dict[str, str | int]] = []
+    for content, frame in tables.items():
+        path = output.with_name(f"{output.stem}-comparisons{output.suffix}") if written else output
+        store.write_table(frame, path)
+        size = {"rows": len(frame), "columns": len(frame.columns)}
+        written.append({"path": str(path), "format": path.suffix.removeprefix("."), "content": content, **size})
+        if not as_json:
+            count = trials(len(frame)) if content == "trials" else f"{number_of(len(frame), 'row')} of comparisons"
+            say(f"{path}: {count}")
+    if as_json:
+        print_json("export", {"written": written, "next_command": None})
     return 0

@@ -211,7 +211,7 @@ def _conclude(
             ",".join(sorted({str(row["status"]) for row in wrong.values()})),
         ]
         say_exactly(f"to run them again: {shlex.join(words)}; their logs are in {sweep.study_dir}/trials")
-    say_exactly(f"report: {page}" if page else f"report: scalebench report {sweep.study_dir}")
+    say_exactly(f"report: {page}" if page else f"report: scalebench report {shlex.quote(str(sweep.study_dir))}")
 
 
 def run_demo(results: Path, output: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -187,5 +188,5 @@ def new_study(family: str, output: Path | None) -> int:
         raise InputError([f"{path}: exists already; name another file with --output"]) from error
     except OSError as error:
         raise InputError([f"{path}: cannot be written ({error.strerror})"]) from error
-    say_exactly(f"written: {path}", f"next: scalebench plan {path}")
+    say_exactly(f"written: {path}", f"next: scalebench plan {shlex.quote(str(path))}")
     return 0
