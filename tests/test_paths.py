@@ -65,6 +65,7 @@ def test_an_own_family_below_home_is_found_and_named_either_way(home: Path) -> N
     check_named("~/model.py", sha256, [str(home / "model.py")])
 
 
+@pytest.mark.slow
 def test_options_are_below_home(home: Path, command, tmp_path: Path) -> None:
     write_study(home / "results" / "planted", planted())
     code, out, err = command("export", "~/results", "--output=~/x.csv", "--json")
