@@ -133,8 +133,9 @@ def measure(
     when a process ends by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
+    from scalebench.measure.device_lock import FileLock
     from scalebench.store import check_writable, write_json
-    from scalebench.store.comparisons import new_run
+    from scalebench.store.comparisons import RUNNING, new_run
 
     options = plan.options
     deadline = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
@@ -142,11 +143,12 @@ def measure(
     run = new_run(results, plan.operation.name)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
-    try:
-        ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience, waiting=waiting)
-    except ProcessLost as error:
-        ended = str(error)
-    return close_run(run, ended)
+    with FileLock(run / RUNNING).holding():
+        try:
+            ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience, waiting=waiting)
+        except ProcessLost as error:
+            ended = str(error)
+        return close_run(run, ended)
 
 
 def close_run(run: Path, ended: str = "the processes ended") -> Comparison:

@@ -11,6 +11,7 @@ from scalebench.store.columns import ENVIRONMENT_COLUMNS, Column
 CASE = (
     Column("operation", "", "operation that was compared: a name of `scalebench compare --help`"),
     Column("run", "", "name of the run's folder"),
+    Column("run_ended", "", "why the run ended early and which cases it did not measure; null if it measured all"),
     Column("source", "", "measured, or the program whose benchmark file was imported"),
     Column("backward", "", "whether a call includes the backward pass"),
     Column("case", "", "the case: its shapes and number format"),

@@ -7,6 +7,7 @@ A run is a folder of plain files; running again adds a run, and nothing is overw
         process-<k>/case-<i>.json   what one process measured of one case, every sample included
         samples.parquet             every sample of the run: case, provider, process, place, time_s, outlier
         rows.json                   one row per provider and case; written last: a run counts once it is there
+        running.lock                held by the command as long as it measures
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # since 2, rows.json has a checksum
 PREFIX = "compare-"
+RUNNING = "running.lock"
 STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
 
 
@@ -80,7 +82,8 @@ def write_run(
             raise ValueError(f"status {row['status']!r} is not one of {', '.join(STATUSES)}")
     write_atomically(run / "samples.parquet", samples.to_parquet(index=False))
     size = (run / "samples.parquet").stat().st_size
-    full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name} for row in rows]
+    early = "; not measured: ".join([ended, *([", ".join(missing)] if missing else [])]) or None
+    full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name, "run_ended": early} for row in rows]
     end = {"ended": ended, "not_measured": list(missing)} if ended else {}
     write_checked_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, **end, "rows": full})
 
@@ -127,7 +130,14 @@ def _spelled(value: Any) -> str:
 def _runs(path: Path) -> Iterator[Path]:
     for folder in comparison_dirs(path):
         names = sorted(name for name in names_in(folder / "runs") if name.startswith("run-") and is_name(name))
-        yield from (folder / "runs" / name for name in names if (folder / "runs" / name / "rows.json").exists())
+        yield from (folder / "runs" / name for name in names)
+
+
+def unfinished_runs(path: Path) -> Iterator[Path]:
+    """Yield the runs under a path that have measured something and have no rows: running, or killed."""
+    for run in _runs(path):
+        if not (run / "rows.json").exists() and any(run.glob("process-*/case-*.json")):
+            yield run
 
 
 def read_comparisons(*paths: str | Path) -> Comparisons:
@@ -138,6 +148,8 @@ def read_comparisons(*paths: str | Path) -> Comparisons:
     rows: list[dict[str, Any]] = []
     requests: dict[str, dict[str, Any]] = {}
     for run in dict.fromkeys(folder for path in paths for folder in _runs(Path(path))):
+        if not (run / "rows.json").exists():
+            continue
         try:
             run_rows, requests[run.name] = read_run(run)
         except StoreError as error:

@@ -13,10 +13,11 @@ from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
+from scalebench.comparison.killed import comparisons_in
 from scalebench.errors import number_of
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm_queue import waiting
-from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
+from scalebench.store.comparisons import Comparisons, latest, went_wrong
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
     folders = {folder.name: folder for folder in store.study_dirs(results)}
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
-    compared = read_comparisons(results)
+    compared = comparisons_in(results)
 
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
@@ -139,6 +140,8 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
         f"comparison {name}: " + ", ".join(f"{count} {status}" for status, count in counts.items())
         for name, counts in _counts(compared).items()
     ]
+    early = latest(compared.frame).dropna(subset="run_ended").drop_duplicates("run")
+    lines += [f"{row.operation!s}/{row.run!s} ended early: {row.run_ended!s}" for row in early.itertuples()]
     for row in went_wrong(latest(compared.frame)).itertuples():
         why = row.error_message if row.status != "ok" else f"wrong: {row.error_note!s}"
         lines.append(f"{row.operation!s}/{row.case!s} {row.provider!s} {row.status!s}: {why!s}")
@@ -165,7 +168,7 @@ def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> in
 
     stored = store.read_results(*results)
     studies = analyse_all(stored)
-    say(str(write(studies, output, damaged_elsewhere(stored), read_comparisons(*results))))
+    say(str(write(studies, output, damaged_elsewhere(stored), comparisons_in(*results))))
     for study in studies if pictures else ():
         say(str(picture(study, output.with_name(f"{study.name}.png"))))
     return 0
@@ -201,7 +204,7 @@ def export_table(results: Path, output: Path, *, as_json: bool) -> int:
 
     Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
-    stored, compared = _to_export(results).frame, read_comparisons(results).frame
+    stored, compared = _to_export(results).frame, comparisons_in(results).frame
     tables = {"trials": stored} if len(stored) or compared.empty else {}
     tables |= {"comparisons": compared} if len(compared) else {}
     written: list[dict[str, str | int]] = []

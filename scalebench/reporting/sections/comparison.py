@@ -192,7 +192,8 @@ def _counts(frame: pd.DataFrame) -> str:
     load, cores = numeric(frame, "load_average").max(), numeric(frame, "cpu_count").max()
     busy = f" The machine was busy: load average {load:.1f} on {cores:.0f} cores." if load > 0.5 * cores else ""
     compared = f"{number_of(cases, 'case')} and {number_of(providers, 'provider')}"
-    return f"{compared}, {number_of(len(frame), 'row')}: {ended} ({source}).{busy}"
+    early = "".join(f" A run ended early: {reason}." for reason in frame["run_ended"].dropna().unique())
+    return f"{compared}, {number_of(len(frame), 'row')}: {ended} ({source}).{early}{busy}"
 
 
 SECTION = ComparisonSection(Path(__file__).with_name("comparison.html.j2"))
