@@ -45,7 +45,7 @@ def refused(command, tmp_path: Path):
             "expected letters, digits, '.', '_' and '-', at most 100, the first a letter or digit (given 'a b')",
         ),
         ("fit.best_over=3", "expected a list (given 3)"),
-        ("exclude=3", "expected a list (given 3)"),
+        ("exclude=3", "expected tables headed [[exclude]] (given 3)"),
         ("nme=3", "unknown key 'nme'; did you mean 'name'?"),
     ],
 )
@@ -112,3 +112,12 @@ def test_a_field_without_its_table_is_given_one(refused) -> None:
     (line,) = refused("steps=30")
     assert line.startswith("--set steps=30: steps: unknown key 'steps'")
     assert line.endswith("; the field is train.steps")
+
+
+def test_what_every_file_needs_is_shown(refused) -> None:
+    assert refused(study="") == [
+        "s.toml: schema: missing; write schema = 1",
+        's.toml: name: missing; as in name = "my-study"',
+    ]
+    (line,) = refused(study=STUDY + "[zip]\ntrain.seed = [1, 2]\n")
+    assert line.startswith("s.toml: zip: expected tables headed [[zip]] (given ")

@@ -22,6 +22,7 @@ MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
 # Of errors that pydantic puts in words of its own.
 PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
+REQUIRED = {"schema": "; write schema = 1", "name": '; as in name = "my-study"'}
 WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
@@ -220,7 +221,9 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
         reason = unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace("unknown", "unknown key", 1)
         return f"{key}: {reason}{_home(key, raw, kind)}"
     if error["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing{REQUIRED.get(key, '')}"
+    if error["type"] == "tuple_type" and key in ("zip", "exclude"):
+        return f"{key}: expected tables headed [[{key}]] (given {error['input']!r})"
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
     message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
