@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scalebench.running.planning import load_study
+
 STUDY = """
 schema = 1
 name = "s"
@@ -43,7 +45,7 @@ def refused(command, tmp_path: Path):
             "expected letters, digits, '.', '_' and '-', at most 100, the first a letter or digit (given 'a b')",
         ),
         ("fit.best_over=3", "expected a list (given 3)"),
-        ("exclude=3", "expected a list (given 3)"),
+        ("exclude=3", "expected tables headed [[exclude]] (given 3)"),
         ("nme=3", "unknown key 'nme'; did you mean 'name'?"),
     ],
 )
@@ -57,6 +59,36 @@ def test_an_error_that_a_setting_brings_about_names_the_file_and_the_setting(ref
     assert [line.partition(": model: ")[0] for line in lines] == ["s.toml with --set model.heads=3"] * 2
     (line,) = refused("foo.bar=1")
     assert line.startswith("s.toml with --set foo.bar=1: foo: unknown key 'foo'")
+
+
+def test_a_list_without_brackets_is_shown_with_them(refused) -> None:
+    (line,) = refused("train.optimizer=adamw,sgd")
+    assert line.startswith("--set train.optimizer=adamw,sgd: train.optimizer: unknown 'adamw,sgd'")
+    assert line.endswith("; a list is written [adamw,sgd]")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[adamw,sgd]", ("adamw", "sgd")),
+        (" [ adamw , sgd ] ", ("adamw", "sgd")),
+        ('["adamw", "sgd"]', ("adamw", "sgd")),
+        ("['adamw','sgd']", ("adamw", "sgd")),
+        ("[sgd]", ("sgd",)),
+        ("sgd", ("sgd",)),
+    ],
+)
+def test_a_list_of_words_needs_no_quotes(tmp_path: Path, text: str, values: tuple[str, ...]) -> None:
+    (tmp_path / "s.toml").write_text(STUDY)
+    assert load_study(tmp_path / "s.toml", [f"train.optimizer={text}"]).axes()["train.optimizer"] == values
+
+
+def test_words_and_numbers_may_be_mixed_and_a_broken_list_is_no_list(tmp_path: Path, refused) -> None:
+    (tmp_path / "s.toml").write_text(STUDY)
+    axes = load_study(tmp_path / "s.toml", ["train.learning_rate=[auto,0.01]"]).axes()
+    assert axes["train.learning_rate"] == ("auto", 0.01)
+    (line,) = refused("train.optimizer=[adamw,sgd")
+    assert "unknown '[adamw,sgd'" in line
 
 
 def test_one_value_of_an_axis_is_blamed_on_the_setting_of_the_axis(refused) -> None:
@@ -80,3 +112,12 @@ def test_a_field_without_its_table_is_given_one(refused) -> None:
     (line,) = refused("steps=30")
     assert line.startswith("--set steps=30: steps: unknown key 'steps'")
     assert line.endswith("; the field is train.steps")
+
+
+def test_what_every_file_needs_is_shown(refused) -> None:
+    assert refused(study="") == [
+        "s.toml: schema: missing; write schema = 1",
+        's.toml: name: missing; as in name = "my-study"',
+    ]
+    (line,) = refused(study=STUDY + "[zip]\ntrain.seed = [1, 2]\n")
+    assert line.startswith("s.toml: zip: expected tables headed [[zip]] (given ")

@@ -220,6 +220,24 @@ def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None
     assert command(*request)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 is faster\n"
 
 
+def test_an_output_that_cannot_be_written_is_reported_before_the_fit(command, tmp_path: Path, monkeypatch) -> None:
+    surface().to_csv("p.csv", index=False)
+    (tmp_path / "folder").mkdir()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name, before in (("folder", {}), ("p.csv/f.json", {}), ("f.json", {"touch": refuse})):
+        with monkeypatch.context() as patch:
+            patch.setattr("scalebench.cli.commands.fit.fit_points", lambda *_: pytest.fail("fitted"))
+            for method, replacement in before.items():
+                patch.setattr(Path, method, replacement)
+            code, out, err = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "-o", name)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"{name}: cannot be written (")
+    assert {path.name for path in tmp_path.iterdir()} == {"p.csv", "folder"}
+
+
 def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
     n = np.geomspace(1e6, 1e9, 8)
     rising = (1.7 + 40 * n**-0.3)[::-1]

@@ -147,3 +147,19 @@ def test_missing_samples_are_one_line_and_the_records_count(tmp_path: Path, comm
     assert code == 0
     assert out.count("steps.parquet: missing, as in 3 more trials") == 1
     assert out.count("steps.parquet") == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        ("20", "warm-up: all trials end before the learning rate has reached its value, as after 20 steps"),
+        ("[20,21]", "warm-up: 1 of 2 trials end before"),
+        ("21", None),
+    ],
+)
+def test_a_plan_whose_warm_up_never_ends_says_so(tmp_path: Path, command, steps: str, line: str | None) -> None:
+    text = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\nparams = 2e3\n[train]\nwarmup_steps = 20\n'
+    (tmp_path / "s.toml").write_text(text)
+    code, out, err = command("plan", "s.toml", "--set", f"train.steps={steps}")
+    assert (code, err) == (0, "")
+    assert (line in " ".join(out.split())) if line else ("warm-up" not in out)

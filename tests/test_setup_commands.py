@@ -36,6 +36,16 @@ def test_a_new_study_can_be_planned(tmp_path: Path, family: str) -> None:
     assert sum(trial.seconds(NOMINAL_FLOPS_PER_S) for trial in trials) < 150  # of one worker
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("two words.toml", "two-words"), ("größe 2.toml", "gr-e-2"), ("_x.toml", "x"), ("日本.toml", "mlp-study")],
+)
+def test_a_new_study_in_a_file_of_any_name_can_be_planned(command, tmp_path: Path, file: str, name: str) -> None:
+    assert command("new", "study", "mlp", "-o", file)[0] == 0
+    assert load_study(tmp_path / file).name == name
+    assert command("plan", file)[0] == 0
+
+
 def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path) -> None:
     assert command("new", "study", "mlp", "-o", "mine.toml")[0] == 0
     assert tomllib.loads((tmp_path / "mine.toml").read_text())["name"] == "mine"

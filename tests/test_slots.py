@@ -140,3 +140,10 @@ def test_more_gpus_than_there_are_is_one_line(
     assert expected in err
     assert "Traceback" not in err
     assert not [*small_study.parent.glob("results/*/trials/*/attempt-*")]
+
+
+def test_slots_for_a_study_on_the_cpu_are_refused(small_study: Path, command) -> None:
+    code, _, err = command("run", small_study, "--set", "train.device=cpu", "--slots", "gpu=4")
+    assert code == 2
+    assert err.strip().startswith("--slots gpu=4: no trial of this study runs on a GPU here")
+    assert not [*small_study.parent.glob("results/*/trials/*/attempt-*")]

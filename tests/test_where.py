@@ -89,3 +89,15 @@ def test_where_on_a_data_frame_refuses_unknown_columns(tmp_path: Path) -> None:
     assert select_rows(tmp_path, frame, None) is frame
     with pytest.raises(PointsError, match=r"column unknown 'mode'.*now called 'workload'"):
         select_rows(tmp_path, frame.assign(workload="training"), "mode == 'training'")
+
+
+@pytest.mark.parametrize("text", ["params = 1e7", "params=1e7", "kind = 'dense' and N > 3"])
+def test_a_single_equals_sign_is_explained(text: str) -> None:
+    with pytest.raises(WhereError, match=r"is not an expression \(equality is ==\)"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["N >=", "N != 3 !", "N == "])
+def test_other_slips_are_not_taken_for_it(text: str) -> None:
+    with pytest.raises(WhereError, match=r"is not an expression \((?!equality)"):
+        parse(text)

@@ -30,6 +30,7 @@ ALLOWED = (
     "comparisons, and, or, not, in [...], + - * / % **, numbers, 'text' and column names (`in backticks` if not "
     "an identifier)"
 )
+ASSIGNED = re.compile(r"[^=!<>]=[^=]")  # a single = in the place of ==
 MAX_LENGTH = 1000
 MAX_NODES = 250  # of the parse tree, constants aside: far from the interpreter's recursion limit
 # Texts, names in backticks (those inside quotes are text), and numbers such as 124M.
@@ -78,7 +79,8 @@ def parse(text: str) -> Where:
     except WhereError as error:
         raise WhereError(f"--where {text!r}: {error}; allowed are {ALLOWED}") from error
     except SyntaxError as error:
-        raise WhereError(f"--where {text!r} is not an expression ({error.msg}); allowed are {ALLOWED}") from error
+        reason = "equality is ==" if ASSIGNED.search(text) else error.msg
+        raise WhereError(f"--where {text!r} is not an expression ({reason}); allowed are {ALLOWED}") from error
     except (RecursionError, MemoryError) as error:
         raise WhereError("--where is nested too deeply") from error
     except (ValueError, TypeError, OverflowError) as error:

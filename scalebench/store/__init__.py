@@ -16,7 +16,7 @@ from scalebench.store.files import (
     write_table,
 )
 from scalebench.store.names import RULE, check_inside, check_name, expanded, is_name, make_folder
-from scalebench.store.outputs import write_output
+from scalebench.store.outputs import check_output, write_output
 from scalebench.store.plans import drop, earlier_ids, left_out_line, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
 from scalebench.store.results import Results, export, latest_records, load_results, of_plans, read_results
@@ -36,6 +36,7 @@ __all__ = [
     "StoreError",
     "check_inside",
     "check_name",
+    "check_output",
     "check_writable",
     "drop",
     "earlier_ids",

@@ -30,6 +30,17 @@ def write_output(path: Path, content: bytes) -> None:
         _replace(target, content, before)
 
 
+def check_output(path: Path) -> None:
+    """Raise ``OSError`` where ``write_output`` could not write: before the work that makes the content."""
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.is_file() or not path.exists():
+        folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+
+
 def _replace(target: Path, content: bytes, before: os.stat_result | None) -> None:
     """Replace a regular file as a whole."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")

@@ -37,7 +37,9 @@ def _caused(origin: str, settings: Sequence[str], line: str) -> str:
     key = line.partition(": ")[0].partition("[")[0]  # not which value of an axis it is
     keys = {setting: setting.partition("=")[0].strip() for setting in settings}
     if exact := [setting for setting in settings if keys[setting] == key]:
-        return f"--set {hide(exact[-1])}: {line}"
+        value = exact[-1].partition("=")[2].strip()
+        hint = f"; a list is written [{hide(value)}]" if "," in value and value[0] not in "[{\"'" else ""
+        return f"--set {hide(exact[-1])}: {line}{hint}"
     table = key.partition(".")[0]
     near = [setting for setting in settings if keys[setting].partition(".")[0] == table] or settings
     return f"{origin} with {' '.join(f'--set {hide(setting)}' for setting in near)}: {line}"

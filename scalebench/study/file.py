@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
 # Of errors that pydantic puts in words of its own.
 PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
+REQUIRED = {"schema": "; write schema = 1", "name": '; as in name = "my-study"'}
+WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -45,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[str, WorkloadTable]) -> None:
-    """Apply ``key=value`` settings in place; the value is TOML (``train.steps=[100,200]``), a bare word a string.
+    """Apply ``key=value`` settings in place; the value is TOML (``train.steps=[100,200]``); words need no quotes.
 
     A setting also replaces what the file has in fields that exclude it: ``train.tokens=1e6`` the file's ``steps``.
     """
@@ -56,10 +59,7 @@ def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[st
         if not equals or not key.strip():
             raise StudyError([f"--set {setting}: expected key=value, as in --set train.steps=100"])
         try:
-            content = tomllib.loads(f"value = {text}")
-            value = content["value"] if len(content) == 1 else text  # a text of several lines is no other setting
-        except tomllib.TOMLDecodeError:
-            value = text
+            value = _value(text)
         except (ValueError, RecursionError) as error:
             raise StudyError([f"--set {setting[:60]}: not valid TOML: {error}"]) from error
         *tables, leaf = key.strip().split(".")
@@ -73,6 +73,17 @@ def override(raw: dict[str, Any], settings: Sequence[str], workloads: Mapping[st
             for other in set(group) - {leaf} if leaf in group else ():
                 if f"{tables[0]}.{other}" not in keys:
                     node.pop(other, None)
+
+
+def _value(text: str) -> Any:
+    """Read the value of a setting: TOML, or a word, or a list of words, from which a shell has taken the quotes."""
+    try:
+        content = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return (
+            [_value(word.strip()) for word in text.strip()[1:-1].split(",")] if WORDS.fullmatch(text.strip()) else text
+        )
+    return content["value"] if len(content) == 1 else text  # a text of several lines is no other setting
 
 
 def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
@@ -210,7 +221,9 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
         reason = unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace("unknown", "unknown key", 1)
         return f"{key}: {reason}{_home(key, raw, kind)}"
     if error["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing{REQUIRED.get(key, '')}"
+    if error["type"] == "tuple_type" and key in ("zip", "exclude"):
+        return f"{key}: expected tables headed [[{key}]] (given {error['input']!r})"
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
     message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))

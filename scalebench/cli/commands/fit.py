@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
 from scalebench.points.table_warnings import run_column
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.store import StoreError, json_safe, write_output
+from scalebench.store import StoreError, check_output, json_safe, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
@@ -67,6 +68,9 @@ def run_fit(
     as_json: bool,
 ) -> int:
     """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
+    if output is not None:
+        with _named(output):
+            check_output(output)
     columns, last_of = _runs(points, columns, last=last)
     law, choice = choose_law(points, law, columns, where, options, last_of)
     fitted, table = fit_points(points, law, columns, where, options, refits, last_of)
@@ -81,7 +85,8 @@ def run_fit(
     if backtest:
         document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
     if output is not None:
-        _write(output, document)
+        with _named(output):
+            write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
     if as_json:
         print_json("fit", document)
         return 0
@@ -111,9 +116,11 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
     return others | ({} if run is None else {CONFIG: run}), None
 
 
-def _write(output: Path, document: dict[str, Any]) -> None:
+@contextmanager
+def _named(output: Path) -> Iterator[None]:
+    """Raise ``StoreError`` with the file that cannot be written."""
     try:
-        write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
+        yield
     except OSError as error:
         raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
 

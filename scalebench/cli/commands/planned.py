@@ -66,7 +66,8 @@ def show_plan(
         check_memory(() if force else sweep.missing)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
-    say(*_axes_lines(study, len(sweep.planned)), *_earlier_lines(sweep, rate.flops_per_s))
+    say(*_axes_lines(study, len(sweep.planned)), *_warm_up_lines(sweep.planned))
+    say(*_earlier_lines(sweep, rate.flops_per_s))
     say(*(ensembles.sentences() if ensembles else ()))
     for parent in parents[: None if every else SHOWN_SIZES]:
         role = "continues" if parent["continued"] else "starts from" if parent["starts"] else "is distilled from"
@@ -91,6 +92,18 @@ def _axes_lines(study: Study, trials_planned: int) -> list[str]:
     if study.parents is None and product > trials_planned:
         text += f", {product - trials_planned} of them excluded or equal to others"
     return [text]
+
+
+def _warm_up_lines(planned: Sequence[PlannedTrial]) -> list[str]:
+    """Name the trials that end before their learning rate has reached its value."""
+    begun = [trial for trial in planned if trial.parent is None or trial.parent.identity.state_sha256 is None]
+    short = [trial for trial in begun if getattr(trial.trial.spec, "warmup_steps", 0) >= trial.steps]
+    if not short:
+        return []
+    first = short[0]
+    ends = f"{first.steps} steps with warmup_steps = {first.trial.spec.warmup_steps}"
+    of_all = "all trials" if len(short) == len(planned) else f"{len(short):,} of {trials(len(planned))}"
+    return [f"warm-up: {of_all} end before the learning rate has reached its value, as after {ends}"]
 
 
 def _earlier_lines(sweep: Sweep, peak: float | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -12,12 +13,13 @@ from scalebench.cli.output import say_exactly
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES, Family
 from scalebench.running.shipped import studies_dir
+from scalebench.store import is_name
 from scalebench.study.file import read_toml
 from scalebench.workloads.training_spec import TrainSpec
 
 TEMPLATE = """\
 # {summary}
-# Any field given as a list is an axis, and axes multiply. `scalebench plan {name}.toml` shows what this runs.
+# Any field given as a list is an axis, and axes multiply. `scalebench plan` with this file shows what it runs.
 schema = 1                    # version of the file format
 name = "{name}"  # folder of the results
 title = "{family}: loss, time and memory against size"  # heading of the report
@@ -180,7 +182,8 @@ def _toml(value: Any) -> str:
 def new_study(family: str, output: Path | None) -> int:
     """Write a study file; a file that exists is not replaced."""
     path = output or Path(f"{family}-study.toml")
-    text = study_template(path.stem, family)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")
+    text = study_template(name if is_name(name) else f"{family}-study", family)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

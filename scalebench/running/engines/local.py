@@ -91,7 +91,10 @@ class Packed:
     slots: int
 
     def check(self, resources: Sequence[Resources]) -> None:
-        """See ``check``."""
+        """See ``check``. Also raises ``InputError`` where no trial runs on a GPU."""
+        if resources and not any(needs.gpus for needs in resources):
+            reason = "no trial of this study runs on a GPU here (`scalebench doctor` shows what this machine has)"
+            raise InputError([f"--slots gpu={self.slots}: {reason}; leave it out"])
         check(resources, self.slots)
 
     def place(
