@@ -139,10 +139,11 @@ class Series:
         if not shared:
             return ""
         study = next(iter(measured["study"]), "STUDY") if "study" in measured else "STUDY"
-        left = "none is left" if shared == len(measured) else "too few are left for a law"
+        of_all = f"all {shared}" if shared == len(measured) else f"{shared} of {len(measured)}"
+        left = "" if shared == len(measured) else ", and the others are too few for a law"
         return (
-            f"{shared} of {len(measured)} step times were measured while other work shared the machine "
-            f"(timing_exclusive = false), and {left}: run `scalebench run {study} --jobs 1 --results NEW` on it alone"
+            f"{of_all} step times were measured while other work shared the machine (timing_exclusive = false){left}: "
+            f"run `scalebench run {study} --jobs 1 --results NEW` on it alone"
         )
 
     @cached_property
