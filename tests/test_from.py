@@ -25,10 +25,14 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "optimizer", "steps"),
-    [("gpt", "adamw", 50), ("gpt", "muon", 15), ("bert", "lion", 15), ("mlp", "momentum", 15)],
+    [
+        pytest.param("gpt", "adamw", 50, marks=pytest.mark.slow),
+        pytest.param("gpt", "muon", 15, marks=pytest.mark.slow),
+        pytest.param("bert", "lion", 15, marks=pytest.mark.slow),
+        ("mlp", "momentum", 15),
+    ],
 )
 def test_a_run_continued_with_its_optimizer_state_is_one_run_of_all_steps_bit_by_bit(
     tmp_path: Path, family: str, optimizer: str, steps: int

@@ -183,7 +183,6 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.scalekernels.scale_gradient_.default, arguments)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
 def test_compile_keeps_one_graph(reduction):
     graphs = []

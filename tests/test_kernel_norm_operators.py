@@ -26,7 +26,6 @@ def test_only_what_needs_a_gradient_gets_one():
         assert not layer_norm(*leaves).requires_grad
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_opcheck(kind, residual):
@@ -94,7 +93,6 @@ def test_derivatives_that_there_are_not_are_errors_by_name():
                 norm_of(dual, weight.detach())
 
 
-@pytest.mark.slow
 def test_compile_keeps_one_graph():
     graphs = []
 

@@ -25,9 +25,6 @@ TRUTH = {name: parameters for name, (_, parameters) in PLANTED.items()} | {
     "offset_linear": {"c0": 0.02, "c1": 1e-9},
     "distillation": DISTILLED[1],
 }
-# With many parameters a fit takes up to seconds.
-SLOW = ("distillation",)
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAWS]
 NOISE = 0.02
 
 
@@ -124,7 +121,7 @@ def corner(problem, theta):
 
 
 @pytest.mark.parametrize("space", ["log", "raw"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAWS)
 def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
     problem, theta = posed(name, space)
     at = torch.tensor(theta, requires_grad=True)
@@ -141,7 +138,7 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
         np.testing.assert_allclose(newton / units, hessian / units, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAWS)
 def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     problem, theta = posed(name, "log")
     jacobian = torch.autograd.functional.jacobian(lambda t: residuals(problem, t), torch.tensor(theta)).numpy()
@@ -152,7 +149,7 @@ def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     np.testing.assert_allclose(problem.derivatives(theta[None], width)[2][0], expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAWS)
 def test_gradient_is_that_of_finite_differences(name):
     problem, theta = posed(name, "log")
     width = corner(problem, theta)

@@ -9,7 +9,6 @@ from scalebench.analysis.fit_warnings import value_warnings
 from scalebench.laws import LAWS, fit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 1e-3])
 def test_seeds_that_agree_do_not_bound_the_irreducible_loss_below_the_truth(spread: float) -> None:
     """Of copied rows, or of seeds that agree to 0.1 %, where sizes scatter by 1 %: the lowest mean lies below E."""
