@@ -29,10 +29,16 @@ def test_numbers_are_rounded_to_nearest_even(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out, source.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("operation", "label"), [
-    ("norm", "rms 37x33 bf16 residual"), pytest.param("norm", "layer 3x8193 bf16", marks=pytest.mark.slow), ("rotary", None),
-    ("cross_entropy", None), ("optimizer", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("operation", "label"),
+    [
+        ("norm", "rms 37x33 bf16 residual"),
+        pytest.param("norm", "layer 3x8193 bf16", marks=pytest.mark.slow),
+        ("rotary", None),
+        ("cross_entropy", None),
+        ("optimizer", None),
+    ],
+)
 def test_cases_in_bfloat16_pass_the_check_of_a_device(operation: str, label: str | None) -> None:
     module = check_case.load(f"scalekernels.{operation}")
     first = next(iter(check_case.cases(module, ["bfloat16"], larger=False)))
