@@ -12,6 +12,7 @@ from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array
 from scalebench.laws.intervals.bootstrap import (
     Bootstrap,
+    blind_to_growth,
     chosen,
     description,
     noise_for,
@@ -86,7 +87,7 @@ def bootstraps(fitted: Sequence[Fit], n: int, seeds: Sequence[int], method: str)
             fit,
             description(fit, how, noises[i]),
             how,
-            why,
+            why + (blind_to_growth(noises[i]) if method == "auto" else ""),
             {k: v[i] for k, v in samples.items()},
             noises[i],
             scales[i],

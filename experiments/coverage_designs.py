@@ -141,3 +141,19 @@ CHANGED = (
     "configurations 96.3 to 99.3 % (1.2 to 1.5), weighted 91 to 95 %. Power, 60 sizes: residuals 93 to 95.7 %, "
     "configurations 95.7 to 98 %. Nothing was changed after numbers of this run."
 )
+# Noise that grows or shrinks tenfold over the sizes: few and many, of one seed or several. `coverage_others.py`.
+GROWING = tuple(
+    Scenario(*design, growth=growth)
+    for design in (
+        ("power", (6,), 1, 100.0, 0.005),
+        ("power", (8,), 1, 100.0, 0.005),
+        ("power", (12,), 1, 100.0, 0.005),
+        ("power", (60,), 1, 1000.0, 0.01),
+        ("power", (6,), 2, 100.0, 0.005),
+        ("power", (8,), 3, 100.0, 0.005),
+        ("offset_linear", (8,), 3, 100.0, 0.02),
+        ("chinchilla", (5, 5), 1, 100.0, 0.005),
+        ("chinchilla", (5, 4), 2, 30.0, 0.005),
+    )
+    for growth in (10.0, 0.1)
+)

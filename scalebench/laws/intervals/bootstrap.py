@@ -3,12 +3,12 @@
 The default method depends on the number of configurations. Below 12, simulated studies with normal noise (parametric
 bootstrap). From 12, the residuals of configurations are resampled at the measured inputs; from 20 per parameter and at
 least 40, configurations with their inputs (a resample of fewer often lacks the smallest or largest size, which makes
-intervals too wide). Simulated residuals have the measured size (see `noise`): for a linear model this gives Student-t
-intervals, and for other laws it keeps skewness and bounds. The residual scale is that of configuration means, so it
-includes lack of fit as well as the scatter between seeds. Where residuals show that noise grows or shrinks with size,
-simulated studies and new runs have the noise of their size, at rates drawn from those that the residuals allow (see
-`growth`); with fewer than five degrees of freedom, and with a method other than "auto", it counts as the same
-everywhere. Measured coverage: `reports/coverage/table.md`.
+intervals too wide). Simulated residuals have the measured size (see `simulation`): for a linear model this gives
+Student-t intervals, and for other laws it keeps skewness and bounds. The residual scale is that of configuration means,
+so it includes lack of fit as well as the scatter between seeds. Where residuals suggest that noise grows or shrinks
+with size, simulated studies and new runs have the noise of their size, at rates drawn from those that the residuals
+allow (see `growth`); with fewer than five degrees of freedom, and with a method other than "auto", it counts as the
+same everywhere. Measured coverage: `reports/coverage/table.md` and `others.md`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scalebench.laws.columns import Columns, read_inputs
 from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.intervals.growth import FREEDOM_NEEDED
 from scalebench.laws.intervals.noise import Drawn, Noise, estimate_noise
 from scalebench.laws.intervals.simulation import simulate, simulate_wild
 
@@ -30,6 +31,7 @@ CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to resample
 # With fewer than this per parameter, resamples lose corners of the design: `make coverage` measures it.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
 MOST_REFITS = 1_000_000
+MOST_LOG = 600.0  # of the noise of a new run: its factor is a float
 MOST_VALUES = 4_000_000  # weights or targets in memory at once
 
 
@@ -107,6 +109,7 @@ class Bootstrap:
             return mean
         rng = np.random.default_rng([self.seed, 1])
         noise = self.noise.of_new_runs(runs, self.scale, logs, rng) * rng.standard_normal(mean.shape)
+        noise = np.clip(noise, -MOST_LOG, MOST_LOG) if self.fit.problem.log_space else noise
         return np.asarray(mean * np.exp(noise) if self.fit.problem.log_space else mean + noise)
 
     def ends(self, draws: Array, level: float) -> tuple[Array, Array]:
@@ -140,6 +143,8 @@ def bootstrap(fit: Estimate, refits: Refits) -> Bootstrap:
         )
     drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as requested")
     rng, noise = np.random.default_rng(seed), noise_for(fit, refits.method)
+    if refits.method == "auto":
+        reason += blind_to_growth(noise)
     scale = scale_of_resamples(fit, n, rng) if drawn == "resample" else None
     parts, scales = [], []
     for k in _blocks(fit, n):
@@ -155,6 +160,15 @@ def noise_for(fit: Estimate, method: str) -> Noise:
     """The noise that intervals by a method of `METHODS` have: only with "auto" may it grow with size."""
     noise = estimate_noise(fit)
     return noise if method == "auto" else replace(noise, growth=None)
+
+
+def blind_to_growth(noise: Noise) -> str:
+    """What to say of noise with too few degrees of freedom to see whether it grows with size: else nothing."""
+    freedom = noise.freedom + noise.spare
+    if freedom >= FREEDOM_NEEDED:
+        return ""
+    degrees = f"{freedom} degree{'s' * (freedom > 1)} of freedom do{'es' * (freedom == 1)}"
+    return f"; {degrees} not show whether noise grows with size, and it counts as the same: repeat runs"
 
 
 def scale_of_resamples(fit: Estimate, n: int, rng: np.random.Generator) -> Drawn:

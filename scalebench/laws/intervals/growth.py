@@ -3,8 +3,8 @@
 The log of the standard deviation is a straight line in the log of one input, or of the product of all. Its slope is
 estimated from the scatter of configurations about the law and of runs within them, and not well: each simulated study
 has a slope drawn from its posterior, which is the restricted likelihood (Patterson and Thompson 1971) times a wide
-prior. Where the likelihood ratio is one that noise of the same size everywhere often has, noise counts as the same
-everywhere: otherwise intervals of studies without growth would be up to half as wide again.
+prior. Where noise of the same size everywhere often has such a likelihood ratio, it counts as the same everywhere:
+otherwise intervals of studies without growth would be 1.1 to 2 times as wide.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ PRIOR = 2.0  # standard deviation of that log: noise that grows 7-fold, or shrin
 ALLOWED = 0.3  # p-value below which intervals have growth: at 0.1 they hold the truth less often, at 1 they are wide
 EVIDENT = 0.05  # and below which it is stated
 FREEDOM_NEEDED = 5  # degrees of freedom: of fewer residuals, no growth is visible
+LEAST_SPAN = 0.1  # of the logs along a direction: sizes that vary by less show no growth
+AS_FAR_AGAIN = 1.5  # place up to which noise grows beyond the sizes, which end at 1/2
 STUDIES = 400  # simulated without growth, for the p-value
 ENOUGH = 500  # configurations: of more, as many that are spread over the sizes are looked at
 
@@ -37,10 +39,12 @@ class Axes:
     @classmethod
     def of(cls, logs: Mapping[str, Array]) -> Axes:
         """Each input that varies, and all of them together."""
-        names = tuple(name for name, log in logs.items() if np.ptp(log) > 0)
+        names = tuple(logs)
         inputs = tuple((name,) for name in names) + ((names,) if len(names) > 1 else ())
         sums = _sums(logs, inputs)
-        return cls(inputs, sums.min(axis=1), np.ptp(sums, axis=1))
+        varied = np.ptp(sums, axis=1) > LEAST_SPAN
+        kept = tuple(each for each, vary in zip(inputs, varied, strict=True) if vary)
+        return cls(kept, sums[varied].min(axis=1), np.ptp(sums[varied], axis=1))
 
     def places(self, logs: Mapping[str, Array]) -> Array:
         """Places [directions, n] of inputs by their logs, each [n]."""
@@ -106,9 +110,12 @@ class Growth:
         return rng.choice(len(self.rate), n, p=self.chance)
 
     def at(self, logs: Mapping[str, Array]) -> Array:
-        """Factors [rates, n] at logs of the inputs; beyond the measured sizes noise may grow, but does not shrink."""
-        exponents = self.rate[:, None] * self.axes.places(logs)[self.direction]
-        return np.asarray(np.exp(np.maximum(exponents, -0.5 * np.abs(self.rate)[:, None])))
+        """Factors [rates, n] at logs of the inputs, each [n].
+
+        Beyond the measured sizes noise that grows does so over as many orders of magnitude again; none shrinks there.
+        """
+        exponents, fast = self.rate[:, None] * self.axes.places(logs)[self.direction], np.abs(self.rate)[:, None]
+        return np.asarray(np.exp(np.clip(exponents, -0.5 * fast, AS_FAR_AGAIN * fast)))
 
     def factors(self, rates: NDArray[np.intp]) -> Array:
         """Standard deviations over those in the middle of the sizes, [n, configurations], at rates [n] by index."""
