@@ -48,11 +48,14 @@ class Noise:
         """
         each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
         of_means, seed, size = np.array((self.means**2).mean()), np.array(self.seed**2), np.ones((1, 1))
-        if self.growth is not None and drawn.rates is not None:
-            of_means = of_means * (self.growth.between[drawn.rates] ** 2)[:, None]
-            seed, size = seed * (self.growth.within[drawn.rates] ** 2)[:, None], self.growth.at(logs)[drawn.rates]
-        if not self.spare or not of_means.any():
+        growth, rates = self.growth, drawn.rates
+        if growth is not None and rates is not None:
+            size = growth.at(logs)[rates]
+        if not self.spare or not of_means:
             return np.asarray(np.sqrt(of_means) * drawn.factor[:, None] * size * np.ones_like(each))
+        if growth is not None and rates is not None:
+            of_means = of_means * (growth.between[rates] ** 2)[:, None]
+            seed = seed * (growth.within[rates] ** 2)[:, None]
         beyond = seed * (each - 1 / self.runs)
         variance = np.maximum(of_means + beyond, seed * each)
         freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
