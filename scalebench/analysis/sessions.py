@@ -28,22 +28,30 @@ ROUNDING = 1e-12  # of a logarithm
 def sessions_of(tables: Sequence[pd.DataFrame]) -> Ids:
     """Return the session of each row of all tables, [rows], from 0: those of one machine without an hour between them.
 
-    Rows of a machine that have no time are one session.
+    Rows of one table and machine that have no time are a session of their own.
     """
-    machines = [str(name) for table in tables for name in table.get(MACHINE, pd.Series("", table.index))]
-    start = np.concatenate([_seconds(table) for table in tables])
-    end = start + np.concatenate(
-        [np.nan_to_num(numeric(table, DURATION).to_numpy(dtype=np.float64)) for table in tables]
+    machines = np.array([str(name) for table in tables for name in table.get(MACHINE, pd.Series("", table.index))])
+    origin = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    start, duration = (
+        np.concatenate([read(table) for table in tables]) for read in (_seconds, lambda table: _column(table, DURATION))
     )
+    timed = ~np.isnan(start)
     session, first = np.zeros(len(start), dtype=np.intp), 0
-    for machine in dict.fromkeys(machines):
-        rows = np.flatnonzero([name == machine for name in machines])
-        rows = rows[np.argsort(start[rows], kind="stable")]  # those without a time come last
-        latest = np.maximum.accumulate(np.nan_to_num(end[rows]))[:-1]
-        apart = start[rows][1:] > latest + PAUSE_S
-        session[rows] = first + np.concatenate([[0], np.cumsum(apart)])
-        first = int(session[rows].max()) + 1
-    return session
+    for machine in dict.fromkeys(machines.tolist()):
+        rows = np.flatnonzero((machines == machine) & timed)
+        rows = rows[np.argsort(start[rows], kind="stable")]
+        if len(rows):
+            latest = np.maximum.accumulate(start[rows] + np.nan_to_num(duration[rows]))[:-1]
+            session[rows] = first + np.concatenate([[0], np.cumsum(start[rows][1:] > latest + PAUSE_S)])
+            first = int(session[rows].max()) + 1
+        for table in range(len(tables)):
+            session[(machines == machine) & ~timed & (origin == table)] = first
+            first += 1
+    return np.unique(session, return_inverse=True)[1].reshape(-1)
+
+
+def _column(table: pd.DataFrame, name: str) -> Array:
+    return np.asarray(numeric(table, name), dtype=np.float64)
 
 
 def _seconds(table: pd.DataFrame) -> Array:
