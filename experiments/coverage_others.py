@@ -22,7 +22,7 @@ from scalebench.advice import optimum_law
 from scalebench.analysis.difference import difference
 from scalebench.laws import FitRefused
 
-Held = dict[str, tuple[float, float, float]]  # low, high, truth
+Intervals = dict[str, tuple[float, float, float]]  # low, high, truth
 SIZES = np.geomspace(1e6, 1e9, 7)
 RATES = 1e-2 * 2.0 ** np.arange(6)
 EXPONENT = -0.2
@@ -40,7 +40,7 @@ class Sweeps:
         """The design in words."""
         return f"optimum of the largest size {self.inside:g} steps from the edge, noise {self.noise:g}"
 
-    def study(self, rng: np.random.Generator) -> Held | None:
+    def study(self, rng: np.random.Generator) -> Intervals | None:
         """The intervals of one study, in logs but for the exponent; None if the law is refused."""
         size, rate = (axis.ravel() for axis in np.meshgrid(SIZES, RATES, indexing="ij"))
         level = float(np.log(RATES[0]) + self.inside * np.log(2) - EXPONENT * np.log(SIZES[-1]))
@@ -76,7 +76,7 @@ class Sessions:
         both = "the same" if self.in_turns else f"{self.old} and {self.new}"
         return f"{both} sessions, {self.runs} runs in each, drift {100 * self.drift:g} %"
 
-    def study(self, rng: np.random.Generator) -> Held | None:
+    def study(self, rng: np.random.Generator) -> Intervals | None:
         """The intervals of one study, in logs."""
         drift = self.drift * rng.standard_normal((2, max(self.old, self.new)))
         old = self._folder(rng, drift[0, : self.old], 0)
@@ -115,25 +115,25 @@ def counted(design: Sweeps | Sessions, studies: int) -> str:
     """A line of the table: refusals in percent, and coverage in percent with the median width of each interval."""
     drawn = [design.study(np.random.default_rng([6, seed])) for seed in range(studies)]
     rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for held in drawn:
-        for name, interval in (held or {}).items():
+    for intervals in drawn:
+        for name, interval in (intervals or {}).items():
             rows["one size" if name.startswith("size") else name].append(interval)
-    shown = []
-    for name, intervals in rows.items():
-        low, high, truth = np.array(intervals).T
+    texts = []
+    for name, values in rows.items():
+        low, high, truth = np.array(values).T
         percent = 100 * float(np.mean((low <= truth) & (truth <= high)))
         bold = "" if percent >= 91 else "**"
-        shown.append(f"{name} {bold}{percent:.1f}{bold} ({np.median(high - low):.2g})")
-    refused = 100 * float(np.mean([held is None for held in drawn]))
-    return f"| {design} | {refused:.0f} | {' · '.join(shown)} |"
+        texts.append(f"{name} {bold}{percent:.1f}{bold} ({np.median(high - low):.2g})")
+    refused = 100 * float(np.mean([intervals is None for intervals in drawn]))
+    return f"| {design} | {refused:.0f} | {' · '.join(texts)} |"
 
 
 def laws(studies: int) -> list[str]:
     """The lines of noise that grows."""
     lines = []
     for scenario in GROWING:
-        found = [each for _, _, seeds in batches(scenario, studies) for each in study(scenario, seeds)]
-        summary = summarise(scenario, found, oracle_widths(scenario))
+        studied = [each for _, _, seeds in batches(scenario, studies) for each in study(scenario, seeds)]
+        summary = summarise(scenario, studied, oracle_widths(scenario))
         lines.append(
             f"| {summary['scenario']} | {summary['refused_percent']:g} | {cells(summary['methods']['auto'])} |"
         )

@@ -183,12 +183,12 @@ def test_an_edge_that_noise_cannot_explain_does_not_bend_the_law():
 def test_intervals_hold_the_truth_with_optima_at_the_edge():
     """Through the sweeps with an optimum alone, 89 % of these intervals of the exponent hold it."""
     studies = 300
-    held = sum(
+    covered = sum(
         low <= -0.2 <= high
         for seed in range(studies)
         for low, high in [optimum_law(fixed_grid(np.random.default_rng([4, seed]), 0.03)).interval("params")]
     )
-    assert held / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies)
+    assert covered / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies)
 
 
 def test_too_few_optima_are_refused_with_the_reason_of_the_first():

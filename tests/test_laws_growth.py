@@ -42,7 +42,7 @@ def test_noise_grows_on_beyond_the_sizes_but_does_not_shrink_on():
     for factor, ratio in ((10.0, 10**0.5), (0.1, 1.0)):
         fitted = fit(power(factor, seeds=60))
         growth = estimate_noise(fitted).growth
-        at_end, beyond_it = growth.chance @ np.log(growth.at({"params": np.log(far["params"])}))
+        at_end, beyond_it = growth.chance @ np.log(growth.factors_at({"params": np.log(far["params"])}))
         assert growth.chance @ growth.rate == pytest.approx(np.log(factor), abs=0.2)
         assert beyond_it - at_end == pytest.approx(np.log(ratio), abs=0.1)
     low, high = fit(power(10.0)).bootstrap(200, 0).prediction_interval({"params": [1e90]}, kind="new")
@@ -125,5 +125,5 @@ def test_intervals_hold_the_truth_where_noise_grows(growth):
     intervals = [each["auto"] for each in study(scenario, range(studies))]
     assert set(beyond(scenario)) == {"params"}
     for name in intervals[0]:
-        held = sum(low <= truth <= high for low, high, truth in (each[name] for each in intervals))
-        assert held / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies), name
+        covered = sum(low <= truth <= high for low, high, truth in (each[name] for each in intervals))
+        assert covered / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies), name

@@ -101,10 +101,10 @@ def test_one_run_in_each_session_of_one_size_is_the_t_test_of_two_samples() -> N
 @pytest.mark.slow
 def test_intervals_hold_the_truth_despite_drift() -> None:
     """With sessions taken as one, 44 % of these intervals held it."""
-    held, studies = 0, 80
+    covered, studies = 0, 80
     for seed in range(studies):
         rng = np.random.default_rng([5, seed])
         pair = [measured(rng, days, 0.02 * rng.standard_normal(3), runs=2) for days in ([0, 1, 2], [10, 11, 12])]
         low, high = overall(difference(*pair, 0.01))
-        held += low <= 0 <= high
-    assert held / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies)
+        covered += low <= 0 <= high
+    assert covered / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies)

@@ -188,12 +188,12 @@ def optimum_laws(
             f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
         )
     design = np.array([_row(group, against) for group, _ in by_group])
-    lines, known = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
+    lines, reasons = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
     for i, name in enumerate(optimised):
         line, counted = _line(design, [joint[i] for _, joint in by_group], _edges(without, against, i))
         lines.append(line)
-        known |= {k: f"{at}. The line counts the best {name} as {at.beyond}" for k, at in counted.items()}
-    refused = tuple((group, known[k]) for k, (group, _) in enumerate(without))
+        reasons |= {k: f"{edge}. The line counts the best {name} as {edge.beyond}" for k, edge in counted.items()}
+    refused = tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
     laws = []
     for i, (name, line) in enumerate(zip(optimised, lines, strict=True)):
         exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
@@ -210,7 +210,7 @@ def _row(group: Mapping[str, float], against: Sequence[str]) -> Array:
 def _edges(without: Without, against: Sequence[str], column: int) -> dict[int, tuple[Array, AtEdge]]:
     """Sweeps with the optimum of this column at an edge, by their number: regressors and edge."""
     edges = {k: (_row(group, against), reason) for k, (group, reason) in enumerate(without)}
-    return {k: (row, at) for k, (row, at) in edges.items() if isinstance(at, AtEdge) and at.column == column}
+    return {k: (row, edge) for k, (row, edge) in edges.items() if isinstance(edge, AtEdge) and edge.column == column}
 
 
 def _line(
@@ -219,10 +219,10 @@ def _line(
     """The line through optima on `design` [n, k], and which of the other sweeps it counts as beyond their edges."""
     target, variances = np.log([optimum.x for optimum in optima]), vertex_variances(optima, design)
     line, typical = regress(design, target, variances), float(np.median(variances))
-    counted = {k: at for k, (row, at) in edges.items() if _near(line, typical, row, at)}
+    counted = {k: edge for k, (row, edge) in edges.items() if _near(line, typical, row, edge)}
     if not counted:
         return line, {}
-    limits, sides = np.array([[at.limit, at.side] for at in counted.values()]).T
+    limits, sides = np.array([[edge.limit, edge.side] for edge in counted.values()]).T
     rows = np.array([edges[k][0] for k in counted])
     likeliest = censored(design, target, variances, Beyond(rows, limits, sides, np.full(len(rows), typical)))
     if likeliest is None:

@@ -43,8 +43,8 @@ class Axes:
         inputs = tuple((name,) for name in names) + ((names,) if len(names) > 1 else ())
         sums = _sums(logs, inputs)
         varied = np.ptp(sums, axis=1) > LEAST_SPAN
-        kept = tuple(each for each, vary in zip(inputs, varied, strict=True) if vary)
-        return cls(kept, sums[varied].min(axis=1), np.ptp(sums[varied], axis=1))
+        varying = tuple(each for each, vary in zip(inputs, varied, strict=True) if vary)
+        return cls(varying, sums[varied].min(axis=1), np.ptp(sums[varied], axis=1))
 
     def places(self, logs: Mapping[str, Array]) -> Array:
         """Places [directions, n] of inputs by their logs, each [n]."""
@@ -67,11 +67,11 @@ class Scatter:
     runs: NDArray[np.intp]
     shape: Array
 
-    def some(self, most: int) -> NDArray[np.intp]:
+    def spread_rows(self, most: int) -> NDArray[np.intp]:
         """Indices of at most so many configurations, evenly over all, which come in order of their inputs."""
         return np.unique(np.linspace(0, len(self.means) - 1, min(most, len(self.means))).round().astype(np.intp))
 
-    def at(self, rows: NDArray[np.intp]) -> Scatter:
+    def subset(self, rows: NDArray[np.intp]) -> Scatter:
         """Those of some configurations."""
         return Scatter(self.design[rows], self.means[rows], self.squares[rows], self.runs[rows], self.shape[rows])
 
@@ -109,7 +109,7 @@ class Growth:
         """Indices [n] of rates drawn from their posterior."""
         return rng.choice(len(self.rate), n, p=self.chance)
 
-    def at(self, logs: Mapping[str, Array]) -> Array:
+    def factors_at(self, logs: Mapping[str, Array]) -> Array:
         """Factors [rates, n] at logs of the inputs, each [n].
 
         Beyond the measured sizes noise that grows does so over as many orders of magnitude again; none shrinks there.
@@ -147,9 +147,9 @@ def estimate_growth(scatter: Scatter, logs: Mapping[str, Array]) -> Growth | Non
     values = np.linspace(-FASTEST, FASTEST, 2 * RATES + 1)  # 0, no growth, is number RATES
     rate, direction = np.tile(values, len(axes.inputs)), np.repeat(np.arange(len(axes.inputs)), len(values))
     places = axes.places(logs)
-    seen = scatter.some(ENOUGH)
-    likelihood = _Likelihood.of(scatter.at(seen), np.exp(rate[:, None] * places[direction][:, seen]))
-    measured = scatter.means[seen][None], scatter.squares[seen][None]
+    rows = scatter.spread_rows(ENOUGH)
+    likelihood = _Likelihood.of(scatter.subset(rows), np.exp(rate[:, None] * places[direction][:, rows]))
+    measured = scatter.means[rows][None], scatter.squares[rows][None]
     log_likelihood = likelihood(*measured)[0]
     p_value = _p_value(likelihood, float(log_likelihood.max() - log_likelihood[RATES]))
     if p_value >= ALLOWED:

@@ -50,7 +50,7 @@ class Noise:
         of_means, seed, size = np.array((self.means**2).mean()), np.array(self.seed**2), np.ones((1, 1))
         growth, rates = self.growth, drawn.rates
         if growth is not None and rates is not None:
-            size = growth.at(logs)[rates]
+            size = growth.factors_at(logs)[rates]
         if not self.spare or not of_means:
             return np.asarray(np.sqrt(of_means) * drawn.factor[:, None] * size * np.ones_like(each))
         if growth is not None and rates is not None:
