@@ -10,8 +10,16 @@ import numpy as np
 from scalebench.laws.catalogue import select_law
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array
-from scalebench.laws.intervals.bootstrap import Bootstrap, chosen, description, replicates
-from scalebench.laws.intervals.noise import estimate_noise
+from scalebench.laws.intervals.bootstrap import (
+    Bootstrap,
+    blind_to_growth,
+    chosen,
+    description,
+    noise_for,
+    replicates,
+    scale_of_resamples,
+    with_rates,
+)
 from scalebench.laws.points import check_design, read_points
 from scalebench.laws.posing import bound_offset, pose
 from scalebench.laws.problem import Problem
@@ -62,15 +70,14 @@ def fits(law: str, studies: Sequence[dict[str, Array]]) -> list[Fit]:
 def bootstraps(fitted: Sequence[Fit], n: int, seeds: Sequence[int], method: str) -> list[Bootstrap]:
     """The bootstrap of each fit. Raises FitRefused where a fit alone would be refused one."""
     drawn = [chosen(fit) if method == "auto" else (method, "as requested") for fit in fitted]
-    targets, weights, inflations, noises = [], [], [], []
+    targets, weights, scales, noises = [], [], [], []
     for fit, seed, (how, _) in zip(fitted, seeds, drawn, strict=True):
-        rng, noise = np.random.default_rng(seed), estimate_noise(fit)
-        freedom = fit.degrees_of_freedom
-        resampled = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if how == "resample" else None
-        target, weight, factor = replicates(fit, noise, how, n, rng)
+        rng, noise = np.random.default_rng(seed), noise_for(fit, method)
+        resampled = scale_of_resamples(fit, n, rng) if how == "resample" else None
+        target, weight, scale = replicates(fit, noise, how, n, rng)
         targets.append(np.broadcast_to(target, (n, fit.n_points)))
         weights.append(np.broadcast_to(weight, (n, fit.n_points)))
-        inflations.append(factor if resampled is None else resampled)
+        scales.append(with_rates(noise, scale or resampled, seed))
         noises.append(noise)
     whole = stacked([fit.problem for fit in fitted], targets, weights)
     theta = polish(whole, np.repeat([fit.theta for fit in fitted], n, axis=0), 1e-3)[0]
@@ -78,12 +85,12 @@ def bootstraps(fitted: Sequence[Fit], n: int, seeds: Sequence[int], method: str)
     return [
         Bootstrap(
             fit,
-            description(fit, how),
+            description(fit, how, noises[i]),
             how,
-            why,
+            why + (blind_to_growth(noises[i]) if method == "auto" else ""),
             {k: v[i] for k, v in samples.items()},
             noises[i],
-            inflations[i],
+            scales[i],
             n,
             seeds[i],
         )

@@ -25,9 +25,10 @@ SMALLEST = {"params": 1e3, "x": 1e6}  # of laws of two inputs: 1e7 parameters an
 class Scenario:
     """A design: sizes evenly spaced in the log over a factor `span`, `seeds` runs each, log noise `noise`.
 
-    Laws of two inputs have grids of `sizes` over both. `drawn` is the law of the surface, where it is not `law`.
-    `compared` are further ways of drawing replicates that are counted beside the default, and `profiled` adds the
-    intervals of the profile.
+    Laws of two inputs have grids of `sizes` over both. `growth` is the noise of the largest size over that of the
+    smallest, a straight line in logs, with `noise` in the middle. `drawn` is the law of the surface, where it is not
+    `law`. `compared` are further ways of drawing replicates that are counted beside the default, and `profiled` adds
+    the intervals of the profile.
     """
 
     law: str
@@ -36,6 +37,7 @@ class Scenario:
     span: float
     noise: float
     drawn: str = ""
+    growth: float = 1.0
     compared: tuple[str, ...] = ()
     profiled: bool = False
 
@@ -49,7 +51,8 @@ class Scenario:
         """Unique name, also that of its file."""
         sizes = "x".join(map(str, self.sizes))
         of = f"{self.law} on {self.drawn}" if self.drawn else self.law
-        return f"{of} {sizes} sizes, {self.seeds} seeds, {self.span:g}x, noise {100 * self.noise:g} %"
+        grows = f" growing {self.growth:g}x" if self.growth != 1 else ""
+        return f"{of} {sizes} sizes, {self.seeds} seeds, {self.span:g}x, noise {100 * self.noise:g} %{grows}"
 
     def inputs(self) -> dict[str, Array]:
         """Columns of the law's inputs, each [n]."""
@@ -63,6 +66,12 @@ class Scenario:
         """True response, [n]."""
         logs = {name: np.log(value) for name, value in inputs.items()}
         return np.asarray(LAWS[self.surface].predict(TRUTHS[self.surface], logs)[0])
+
+    def spread(self, inputs: dict[str, Array]) -> Array:
+        """True standard deviation of the log noise, [n]."""
+        lowest = {name: value.min() for name, value in self.inputs().items()}
+        places = [np.log(value / lowest[name]) / np.log(self.span) - 0.5 for name, value in inputs.items()]
+        return np.asarray(self.noise * self.growth ** np.mean(places, axis=0))
 
 
 OTHERS = ("resample", "wild", "parametric")
@@ -116,7 +125,10 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> dict[str, Array]:
     """One study."""
     inputs = scenario.inputs()
     loss = scenario.mean(inputs)
-    return {**inputs, LAWS[scenario.law].response: loss * np.exp(scenario.noise * rng.standard_normal(len(loss)))}
+    return {
+        **inputs,
+        LAWS[scenario.law].response: loss * np.exp(scenario.spread(inputs) * rng.standard_normal(len(loss))),
+    }
 
 
 # For the head of the table: what was known before it was run, and what was changed after its first numbers were seen.
@@ -128,4 +140,20 @@ CHANGED = (
     "to 98.3 % (1.1 to 1.3), weighted 80 to 95 %. Chinchilla, 4x3 sizes: residuals 93.7 to 97 % (1.1), "
     "configurations 96.3 to 99.3 % (1.2 to 1.5), weighted 91 to 95 %. Power, 60 sizes: residuals 93 to 95.7 %, "
     "configurations 95.7 to 98 %. Nothing was changed after numbers of this run."
+)
+# Noise that grows or shrinks tenfold over the sizes: few and many, of one seed or several. `coverage_others.py`.
+GROWING = tuple(
+    Scenario(*design, growth=growth)
+    for design in (
+        ("power", (6,), 1, 100.0, 0.005),
+        ("power", (8,), 1, 100.0, 0.005),
+        ("power", (12,), 1, 100.0, 0.005),
+        ("power", (60,), 1, 1000.0, 0.01),
+        ("power", (6,), 2, 100.0, 0.005),
+        ("power", (8,), 3, 100.0, 0.005),
+        ("offset_linear", (8,), 3, 100.0, 0.02),
+        ("chinchilla", (5, 5), 1, 100.0, 0.005),
+        ("chinchilla", (5, 4), 2, 30.0, 0.005),
+    )
+    for growth in (10.0, 0.1)
 )

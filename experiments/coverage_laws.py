@@ -61,7 +61,10 @@ def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, flo
     rng = np.random.default_rng([zlib.crc32(scenario.name.encode()), seed, EDITION])
     points, mean = draw(scenario, rng), float(scenario.mean(beyond(scenario))[0])
     truths = {name: TRUTHS[scenario.law][name] for name in counted_parameters(scenario)}
-    return points, truths | {"mean": mean, "new": mean * float(np.exp(scenario.noise * rng.standard_normal()))}
+    return points, truths | {
+        "mean": mean,
+        "new": mean * float(np.exp(scenario.spread(beyond(scenario))[0] * rng.standard_normal())),
+    }
 
 
 def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootstrap]) -> dict[str, Intervals]:
@@ -108,7 +111,7 @@ def oracle_widths(scenario: Scenario) -> dict[str, float]:
     logs = {name: np.log(value) for name, value in beyond(scenario).items()}
     mean = LAWS[scenario.law].predict(refitted, logs)[:, 0]
     samples = {name: refitted[name] for name in counted_parameters(scenario)}
-    samples |= {"mean": mean, "new": mean * np.exp(scenario.noise * rng.standard_normal(len(mean)))}
+    samples |= {"mean": mean, "new": mean * np.exp(scenario.spread(beyond(scenario)) * rng.standard_normal(len(mean)))}
     return {name: float(np.ptp(np.quantile(values, [0.025, 0.975]))) for name, values in samples.items()}
 
 

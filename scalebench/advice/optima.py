@@ -1,24 +1,27 @@
 """Optima along a swept axis, and laws for how they move with size: learning rate, batch size, isoFLOP minima.
 
 Each group of runs (a size, a compute budget) gives an optimum: the vertex of a parabola of loss in ln x. A weighted
-log-log regression of the vertices on size gives the law x* = constant * size^exponent.
+log-log regression of the vertices on size gives the law x* = constant * size^exponent. A group whose best value is at
+an edge of its grid has no vertex; in the law its optimum counts as beyond that edge (see `censored`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalebench.advice.vertex import Optimum, joint_optimum
+from scalebench.advice.censored import Beyond, censored
+from scalebench.advice.vertex import AtEdge, Optimum, joint_optimum
 from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
 
 # Groups without an optimum: their values by column, and why.
 Refused = tuple[tuple[dict[str, float], str], ...]
+Without = list[tuple[dict[str, float], FitRefused]]
 
 
 def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
@@ -102,7 +105,8 @@ class OptimumLaw:
     """optimised* = constant * product of size^exponent, with Student-t intervals from the scatter about the line.
 
     Intervals of constant and predictions reach as much farther as the parabolas are off by the `skew` of their losses.
-    `optima` are the groups used with their optimum, `refused` those without one, with the reason.
+    `optima` are the groups with their optimum, `refused` those without one, with the reason and, if their optimum lies
+    beyond an edge, the value that the line counts it above or below.
     """
 
     optimised: str
@@ -164,7 +168,8 @@ def optimum_law(
     """Law of the best `optimised` (a column such as learning_rate or batch_size) against the columns `against`.
 
     Rows with equal `against` are one sweep; `loss` may be in any unit. Sweeps whose optimum is at an edge are listed in
-    `refused`. Raises FitRefused if too few sweeps remain for the line and its interval.
+    `refused`; the line counts their optimum as beyond it, unless it lies so far from the line of the others that noise
+    cannot have brought it there. Raises FitRefused if too few sweeps remain for the line and its interval.
     Form: Kaplan et al. 2020 (2001.08361), equation D.1; Porian et al. 2024 (2406.19146), section 4.
     """
     return optimum_laws(points, (optimised,), against, neighbours)[0]
@@ -175,22 +180,67 @@ def optimum_laws(
 ) -> tuple[OptimumLaw, ...]:
     """Laws of the joint optimum of the columns `optimised`, which are swept together; see `optimum_law`."""
     columns = positive_columns(points, (*against, *optimised, "loss"))
-    by_group, refused = joint_sweep_optima(columns, optimised, against, neighbours)
+    by_group, without = _searched(columns, optimised, against, neighbours)
     if len(by_group) <= len(against) + 1:
-        why = f" (one was refused: {refused[0][1]})" if refused else ""
+        why = f" (one was refused: {without[0][1]})" if without else ""
         raise FitRefused(
-            f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {' and '.join(optimised)} have an interior "
+            f"{len(by_group)} of {len(by_group) + len(without)} sweeps of {' and '.join(optimised)} have an interior "
             f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
         )
-    design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in by_group])
-    laws = []
+    design = np.array([_row(group, against) for group, _ in by_group])
+    lines, reasons = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
     for i, name in enumerate(optimised):
-        optima = [joint[i] for _, joint in by_group]
-        line = regress(design, np.log([optimum.x for optimum in optima]), vertex_variances(optima, design))
+        line, counted = _line(design, [joint[i] for _, joint in by_group], _edges(without, against, i))
+        lines.append(line)
+        reasons |= {k: f"{edge}. The line counts the best {name} as {edge.beyond}" for k, edge in counted.items()}
+    refused = tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
+    laws = []
+    for i, (name, line) in enumerate(zip(optimised, lines, strict=True)):
         exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
         pairs = tuple((group, joint[i]) for group, joint in by_group)
         laws.append(OptimumLaw(name, float(np.exp(line.coefficients[0])), exponents, pairs, refused, line))
     return tuple(laws)
+
+
+def _row(group: Mapping[str, float], against: Sequence[str]) -> Array:
+    """The regressors of a group: 1 and the logs of its sizes."""
+    return np.array([1.0, *np.log([group[name] for name in against])])
+
+
+def _edges(without: Without, against: Sequence[str], column: int) -> dict[int, tuple[Array, AtEdge]]:
+    """Sweeps with the optimum of this column at an edge, by their number: regressors and edge."""
+    edges = {k: (_row(group, against), reason) for k, (group, reason) in enumerate(without)}
+    return {k: (row, edge) for k, (row, edge) in edges.items() if isinstance(edge, AtEdge) and edge.column == column}
+
+
+def _line(
+    design: Array, optima: Sequence[Optimum], edges: Mapping[int, tuple[Array, AtEdge]]
+) -> tuple[LinearFit, dict[int, AtEdge]]:
+    """The line through optima on `design` [n, k], and which of the other sweeps it counts as beyond their edges."""
+    target, variances = np.log([optimum.x for optimum in optima]), vertex_variances(optima, design)
+    line, typical = regress(design, target, variances), float(np.median(variances))
+    counted = {k: edge for k, (row, edge) in edges.items() if _near(line, typical, row, edge)}
+    if not counted:
+        return line, {}
+    limits, sides = np.array([[edge.limit, edge.side] for edge in counted.values()]).T
+    rows = np.array([edges[k][0] for k in counted])
+    likeliest = censored(design, target, variances, Beyond(rows, limits, sides, np.full(len(rows), typical)))
+    if likeliest is None:
+        return line, {}
+    coefficients, covariance = likeliest
+    return replace(line, coefficients=coefficients, inverse=covariance / line.scatter), counted
+
+
+def _near(line: LinearFit, typical: float, row: Array, edge: AtEdge) -> bool:
+    """Whether, by the line of the others, a sweep of this relative variance can lie beyond its edge, at 99 %.
+
+    If not, something else has brought it there: diverged runs, or losses with a second minimum.
+    """
+    from scipy.special import stdtrit  # lazily: slow to import
+
+    inside = edge.side * (edge.limit - row @ line.coefficients)
+    spread = np.sqrt(row @ line.covariance @ row + line.scatter * typical)
+    return bool(inside <= stdtrit(line.degrees_of_freedom, 0.99) * spread)
 
 
 def sweep_optima(
@@ -205,15 +255,22 @@ def joint_sweep_optima(
     columns: Mapping[str, Array], swept: Sequence[str], against: Sequence[str], neighbours: int | None
 ) -> tuple[list[tuple[dict[str, float], tuple[Optimum, ...]]], Refused]:
     """Joint optimum of each group of rows with equal `against`, and the groups without one with the reason."""
+    by_group, without = _searched(columns, swept, against, neighbours)
+    return by_group, tuple((group, str(reason)) for group, reason in without)
+
+
+def _searched(
+    columns: Mapping[str, Array], swept: Sequence[str], against: Sequence[str], neighbours: int | None
+) -> tuple[list[tuple[dict[str, float], tuple[Optimum, ...]]], Without]:
     by_group: list[tuple[dict[str, float], tuple[Optimum, ...]]] = []
-    refused: list[tuple[dict[str, float], str]] = []
+    without: Without = []
     x = np.stack([columns[name] for name in swept], axis=1)
     for group, rows in groups(columns, against):
         try:
             by_group.append((group, joint_optimum(x[rows], columns["loss"][rows], swept, neighbours)))
         except FitRefused as reason:
-            refused.append((group, str(reason)))
-    return by_group, tuple(refused)
+            without.append((group, reason))
+    return by_group, without
 
 
 def groups(columns: Mapping[str, Array], names: Sequence[str]) -> list[tuple[dict[str, float], NDArray[np.bool_]]]:

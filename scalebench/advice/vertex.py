@@ -18,6 +18,23 @@ from numpy.typing import ArrayLike
 from scalebench.laws.forms import Array, FitRefused
 
 
+class AtEdge(FitRefused):
+    """The optimum of the swept column number `column` lies beyond `limit`, in logs: above (`side` 1) or below (-1).
+
+    The limit is half way between the value at the edge and the next: an optimum beyond it has its lowest loss at the
+    edge, without noise, and one before it has not.
+    """
+
+    def __init__(self, message: str, column: int, side: int, limit: float) -> None:
+        super().__init__(message)
+        self.column, self.side, self.limit = column, side, limit
+
+    @property
+    def beyond(self) -> str:
+        """The limit in words."""
+        return f"{'above' if self.side > 0 else 'below'} {np.exp(self.limit):.3g}"
+
+
 @dataclass(frozen=True)
 class Optimum:
     """The best value of one swept column: where the quadratic through the losses about it has its minimum.
@@ -48,8 +65,8 @@ def joint_optimum(
     """The optimum of each swept column, x [n, k] with k `names`, at the joint minimum of loss [n].
 
     Uses `neighbours` values of each column on each side of the best, or all if None; repeats count separately.
-    Raises FitRefused with fewer than three values of a column, the best at an edge, points that do not determine the
-    quadratic, or a minimum outside the values swept.
+    Raises FitRefused with fewer than three values of a column, points that do not determine the quadratic, or a minimum
+    outside the values fitted; AtEdge if the best value or the minimum is at an edge of the values swept, or beyond.
     """
     log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
     axes = [np.unique(column, return_inverse=True) for column in log.T]
@@ -60,28 +77,37 @@ def joint_optimum(
     member = np.stack([of_axis.reshape(-1) for _, of_axis in axes], axis=1)
     cells, cell = np.unique(member, axis=0, return_inverse=True)
     best = cells[(np.bincount(cell.reshape(-1), values) / np.bincount(cell.reshape(-1))).argmin()]
-    for name, place, (grid, _) in zip(names, best, axes, strict=True):
-        _check_inside(name, int(place), grid)
+    grids = [grid for grid, _ in axes]
+    for column, (name, place) in enumerate(zip(names, best, strict=True)):
+        _check_inside(name, column, int(place), grids[column])
     reach = len(values) if neighbours is None else neighbours
     near = (np.abs(member - best) <= reach).all(axis=1)
-    return _minimum(log[near], values[near], names)
+    return _minimum(log[near], values[near], names, grids)
 
 
-def _check_inside(name: str, place: int, grid: Array) -> None:
+def _check_inside(name: str, column: int, place: int, grid: Array) -> None:
     if place not in (0, len(grid) - 1):
         return
     side, where = ("below", "lowest") if place == 0 else ("above", "highest")
-    raise FitRefused(
+    raise _at_edge(
         f"the lowest loss is at the {where} of {len(grid)} values, {name} = {np.exp(grid[place]):.4g}; "
-        f"an optimum needs higher losses on both sides: add values {side}"
+        f"an optimum needs higher losses on both sides: add values {side}",
+        column,
+        grid,
+        above=place > 0,
     )
+
+
+def _at_edge(message: str, column: int, grid: Array, *, above: bool) -> AtEdge:
+    edge = grid[-2:] if above else grid[:2]
+    return AtEdge(message, column, 1 if above else -1, float(edge.mean()))
 
 
 def _pairs(k: int) -> list[tuple[int, int]]:
     return list(combinations_with_replacement(range(k), 2))
 
 
-def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ...]:
+def _minimum(log: Array, loss: Array, names: Sequence[str], grids: Sequence[Array]) -> tuple[Optimum, ...]:
     """Least-squares quadratic and its minimum. Raises FitRefused unless that is inside the sampled range."""
     centre = log.mean(axis=0)
     z = log - centre
@@ -102,13 +128,8 @@ def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ..
             "bend up: sweep a wider range or repeat runs"
         )
     vertex = -np.linalg.solve(hessian, slope)
-    for name, log_optimum, column in zip(names, centre + vertex, log.T, strict=True):
-        if not column.min() < log_optimum < column.max():
-            raise FitRefused(
-                f"the vertex {name} = {np.exp(log_optimum):.4g} lies outside the values fitted, "
-                f"{np.exp(column.min()):.4g} to {np.exp(column.max()):.4g}; an optimum needs values on both "
-                "sides: widen the sweep"
-            )
+    for i, name in enumerate(names):
+        _check_vertex(name, i, float(centre[i] + vertex[i]), log[:, i], grids[i])
     jacobian = np.column_stack(list(_derivatives(hessian, vertex)))
     covariance = jacobian @ np.linalg.inv(design.T @ design) @ jacobian.T
     residual_squares = float(((design @ coefficients - loss) ** 2).sum())
@@ -125,6 +146,21 @@ def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ..
         )
         for i in range(len(names))
     )
+
+
+def _check_vertex(name: str, column: int, vertex: float, fitted: Array, grid: Array) -> None:
+    """Refuse a minimum outside the values fitted: at the edge, if these are the outermost of the values swept."""
+    low, high = fitted.min(), fitted.max()
+    if low < vertex < high:
+        return
+    message = (
+        f"the vertex {name} = {np.exp(vertex):.4g} lies outside the values fitted, {np.exp(low):.4g} to "
+        f"{np.exp(high):.4g}; an optimum needs values on both sides: widen the sweep"
+    )
+    above = vertex >= high
+    if (above and high == grid[-1]) or (not above and low == grid[0]):
+        raise _at_edge(message, column, grid, above=above)
+    raise FitRefused(message)
 
 
 def _skew(z: Array, loss: Array, vertex: float) -> float:

@@ -3,6 +3,9 @@
 The noise is that of repeats: the spread between seeds of one configuration, pooled over the configurations of both
 folders, on the log scale. An effect is a ratio of means with Student's t interval, and the p-values of all effects are
 corrected together (Holm 1979), so that of many comparisons without a difference none is likely to have a verdict.
+Times drift from one session to the next, for all trials alike. If configurations were measured in several sessions of
+a folder, the drift between these is in the intervals of times (see `sessions`). If not, it is unknown and not in them,
+which `notes` say: run both states in turns, in several sessions.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
 from scalebench.analysis.configuration_labels import labels_by_size
+from scalebench.analysis.sessions import Drift, Runs, sessions_of
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
 from scalebench.errors import InputError
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
@@ -67,7 +71,8 @@ class Effect:
 class Difference:
     """All effects, the noise of one run by quantity (as a fraction), and what is in one folder only.
 
-    ``shared`` are times that were measured in both, but in one of them only while other programs ran.
+    ``shared`` are times that were measured in both, but in one of them only while other programs ran. ``notes`` tell
+    of each time whether its intervals hold the drift between sessions.
     """
 
     effects: tuple[Effect, ...]
@@ -75,6 +80,7 @@ class Difference:
     only_old: int
     only_new: int
     shared: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Effect, ...]:
@@ -89,6 +95,7 @@ class Difference:
             "only_old": self.only_old,
             "only_new": self.only_new,
             "shared": list(self.shared),
+            "notes": list(self.notes),
         }
 
 
@@ -113,15 +120,18 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         raise InputError([f"no configuration is in both; they {reason} {', '.join(apart or names)}"])
     labels = labels_by_size(names, common)
     effects: list[Effect] = []
-    noise = {}
+    noise, notes = {}, []
+    session = sessions_of((old, new))
+    rows = [(groups[0][key], groups[1][key] + len(old)) for key in labels]
     for column, (name, unit) in QUANTITIES.items():
-        before, after = (_values(frame, column) for frame in (old, new))
-        pairs = {key: (_measured(before[groups[0][key]]), _measured(after[groups[1][key]])) for key in labels}
-        pairs = {key: values for key, values in pairs.items() if all(part.size for part in values)}
-        if pairs:
-            measured, spread = _effects(pairs, labels, name, unit)
-            effects += measured
-            noise[name] = spread
+        runs, measured = _runs(np.concatenate([_values(frame, column) for frame in (old, new)]), rows, session)
+        if not measured:
+            continue
+        spread = _spread(runs, timed=column in TIMES)
+        effects += _effects(runs, [list(labels.values())[number] for number in measured], name, unit, spread)
+        noise[name] = spread.deviation
+        if column in TIMES and spread.deviation is not None:
+            notes.append(f"{name}: {_note(runs, spread)}")
     if not effects:
         raise InputError(["no time, memory or loss was measured in both"])
     shared = [
@@ -129,7 +139,7 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         if QUANTITIES[column][0] not in noise and all(numeric(frame, column).gt(0).any() for frame in (old, new))
     ]  # fmt: skip
     only_old, only_new = (len(group) - len(common) for group in groups)
-    return Difference(tuple(_judged(effects, margin)), noise, only_old, only_new, tuple(shared))
+    return Difference(tuple(_judged(effects, margin)), noise, only_old, only_new, tuple(shared), tuple(notes))
 
 
 def _usable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -178,47 +188,82 @@ def _values(trials: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return np.asarray(values.where(values > 0), dtype=np.float64)
 
 
-def _measured(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values[~np.isnan(values)]
+@dataclass(frozen=True)
+class _Spread:
+    """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known."""
+
+    deviation: float | None
+    freedom: int
+    drift: Drift | None = None
+
+    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom."""
+        if self.drift is not None:
+            return self.drift.error(weights)
+        assert self.deviation is not None
+        return self.deviation * math.sqrt((weights**2).sum()), self.freedom
 
 
-def _effects(
-    pairs: Mapping[Any, tuple[Any, Any]], labels: Mapping[Any, str], name: str, unit: str
-) -> tuple[list[Effect], float | None]:
-    """Return the effects on one quantity, that on all configurations first, and the noise of one run."""
-    logs = {key: tuple(map(np.log, values)) for key, values in pairs.items()}
-    samples = [part for both in logs.values() for part in both]
-    freedom = sum(part.size - 1 for part in samples)
-    spread = math.sqrt(sum(part.var() * part.size for part in samples) / freedom) if freedom else None
-    if unit == "s" and spread == 0:  # times equal to the last digit are copies or of a coarse clock: no noise is known
-        spread = None
-    effects = []
-    shifts, variances = [], []
-    for key, (before, after) in logs.items():
-        shift, variance = float(after.mean() - before.mean()), 1 / before.size + 1 / after.size
-        shifts.append(shift)
-        variances.append(variance)
-        effects.append(_effect(labels[key], name, unit, pairs[key], shift, math.sqrt(variance), spread, freedom))
+def _runs(
+    values: NDArray[np.float64], rows: Sequence[Sequence[NDArray[np.intp]]], session: NDArray[np.intp]
+) -> tuple[Runs, list[int]]:
+    """Return the runs of the configurations that both folders measured, and the numbers of these in ``rows``."""
+    known = [[each[~np.isnan(values[each])] for each in both] for both in rows]
+    measured = [number for number, both in enumerate(known) if all(part.size for part in both)]
+    parts = [part for number in measured for part in known[number]]
+    index = np.concatenate([np.zeros(0, dtype=np.intp), *parts])
+    cell = np.repeat(np.arange(len(parts)), [part.size for part in parts])
+    return Runs(np.log(values[index]), cell, np.unique(session[index], return_inverse=True)[1].reshape(-1)), measured
+
+
+def _spread(runs: Runs, *, timed: bool) -> _Spread:
+    deviation, freedom = runs.repeats
+    if timed and deviation == 0:  # times equal to the last digit are copies or of a coarse clock: no noise is known
+        deviation = None
+    return _Spread(deviation, freedom, runs.drift() if timed and deviation is not None else None)
+
+
+def _note(runs: Runs, spread: _Spread) -> str:
+    """Say what the intervals of a time hold of the drift between sessions."""
+    before, after = runs.sessions
+    sessions = f"{before} of OLD, {after} of NEW"
+    if runs.in_turns:
+        return f"both were measured in the same sessions ({sessions}), so that drift between them cancels"
+    if spread.drift is not None:
+        return f"the intervals hold the drift between sessions ({sessions})"
+    return (
+        f"the intervals do not hold the drift between sessions ({sessions}), which is unknown: no configuration was "
+        "measured in two sessions of a folder; run both states again in turns"
+    )
+
+
+def _effects(runs: Runs, labels: Sequence[str], name: str, unit: str, spread: _Spread) -> list[Effect]:
+    """Return the effects on one quantity, that on all configurations first."""
+    values = [(np.exp(runs.of(2 * number)), np.exp(runs.of(2 * number + 1))) for number in range(len(labels))]
+    effects = [
+        _effect(label, name, unit, values[number], runs, [number], spread) for number, label in enumerate(labels)
+    ]
     if len(effects) > 1:
-        means = tuple(np.array([math.exp(np.mean([both[i].mean() for both in logs.values()]))]) for i in (0, 1))
-        error = math.sqrt(sum(variances)) / len(variances)
-        effects.insert(0, _effect("all", name, unit, means, float(np.mean(shifts)), error, spread, freedom))
-    return effects, spread
+        means = tuple(np.exp(np.mean([np.log(both[side]).mean() for both in values], keepdims=True)) for side in (0, 1))
+        effects.insert(0, _effect("all", name, unit, means, runs, range(len(labels)), spread))
+    return effects
 
 
 def _effect(
-    label: str, name: str, unit: str, values: Any, shift: float, error: float, spread: float | None, freedom: int
+    label: str, name: str, unit: str, values: Any, runs: Runs, configurations: Sequence[int], spread: _Spread
 ) -> Effect:
-    """Return an effect with its interval and its p-value; ``error`` is the standard error per unit of spread."""
+    """Return the effect on some configurations, by number, with its interval and its p-value."""
     before, after = values
+    old, new = (float(np.log(each).mean()) for each in (before, after))
+    shift = new - old
     plain = Effect(
-        label, name, unit, float(np.exp(np.log(before).mean())), float(np.exp(np.log(after).mean())), math.exp(shift),
-        (before.size, after.size),
+        label, name, unit, math.exp(old), math.exp(new), math.exp(shift), (before.size, after.size)
     )  # fmt: skip
-    if spread is None:
+    if spread.deviation is None:
         return plain
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * spread * error
-    p = 1.0 if shift == 0 else 0.0 if spread == 0 else float(2 * stdtr(freedom, -abs(shift) / (spread * error)))
+    error, freedom = spread.error(runs.weights(configurations))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    p = 1.0 if shift == 0 else 0.0 if error == 0 else float(2 * stdtr(freedom, -abs(shift) / error))
     return Effect(**(vars(plain) | {"low": math.exp(shift - half), "high": math.exp(shift + half), "p": p}))
 
 

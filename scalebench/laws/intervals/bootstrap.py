@@ -3,14 +3,17 @@
 The default method depends on the number of configurations. Below 12, simulated studies with normal noise (parametric
 bootstrap). From 12, the residuals of configurations are resampled at the measured inputs; from 20 per parameter and at
 least 40, configurations with their inputs (a resample of fewer often lacks the smallest or largest size, which makes
-intervals too wide). Simulated residuals have the measured size (see `noise`): for a linear model this gives Student-t
-intervals, and for other laws it keeps skewness and bounds. The residual scale is that of configuration means, so it
-includes lack of fit as well as the scatter between seeds. Measured coverage: `reports/coverage/table.md`.
+intervals too wide). Simulated residuals have the measured size (see `simulation`): for a linear model this gives
+Student-t intervals, and for other laws it keeps skewness and bounds. The residual scale is that of configuration means,
+so it includes lack of fit as well as the scatter between seeds. Where residuals suggest that noise grows or shrinks
+with size, simulated studies and new runs have the noise of their size, at rates drawn from those that the residuals
+allow (see `growth`); with fewer than five degrees of freedom, and with a method other than "auto", it counts as the
+same everywhere. Measured coverage: `reports/coverage/table.md` and `others.md`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,13 +22,16 @@ from numpy.typing import NDArray
 from scalebench.laws.columns import Columns, read_inputs
 from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.intervals.noise import Noise, estimate_noise, simulate, simulate_wild
+from scalebench.laws.intervals.growth import FREEDOM_NEEDED
+from scalebench.laws.intervals.noise import Drawn, Noise, estimate_noise
+from scalebench.laws.intervals.simulation import simulate, simulate_wild
 
 METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to resample
 # With fewer than this per parameter, resamples lose corners of the design: `make coverage` measures it.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
 MOST_REFITS = 1_000_000
+MOST_LOG = 600.0  # of the noise of a new run: its factor is a float
 MOST_VALUES = 4_000_000  # weights or targets in memory at once
 
 
@@ -67,7 +73,7 @@ class Bootstrap:
     reason: str
     samples: dict[str, Array] = field(repr=False)
     noise: Noise
-    inflation: Array = field(repr=False)  # factor on the noise of each replicate, [n]
+    scale: Drawn = field(repr=False)  # of the noise of each replicate
     n: int
     seed: int
 
@@ -97,11 +103,13 @@ class Bootstrap:
 
     def draws(self, points: Columns, runs: int | NDArray[np.intp] | None = None) -> Array:
         """Predictions of every replicate, [replicates, n]; given `runs` (int or [n]), of the mean of new runs."""
-        mean = self.fit.law.predict(self.samples, read_inputs(self.fit.law, points))
+        logs = read_inputs(self.fit.law, points)
+        mean = self.fit.law.predict(self.samples, logs)
         if runs is None:
             return mean
         rng = np.random.default_rng([self.seed, 1])
-        noise = self.noise.of_new_runs(runs, self.inflation, rng) * rng.standard_normal(mean.shape)
+        noise = self.noise.of_new_runs(runs, self.scale, logs, rng) * rng.standard_normal(mean.shape)
+        noise = np.clip(noise, -MOST_LOG, MOST_LOG) if self.fit.problem.log_space else noise
         return np.asarray(mean * np.exp(noise) if self.fit.problem.log_space else mean + noise)
 
     def ends(self, draws: Array, level: float) -> tuple[Array, Array]:
@@ -134,15 +142,47 @@ def bootstrap(fit: Estimate, refits: Refits) -> Bootstrap:
             "an interval needs at least one more size, or a pinned parameter"
         )
     drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as requested")
-    rng, noise = np.random.default_rng(seed), estimate_noise(fit)
-    inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if drawn == "resample" else np.empty(0)
-    parts = []
+    rng, noise = np.random.default_rng(seed), noise_for(fit, refits.method)
+    if refits.method == "auto":
+        reason += blind_to_growth(noise)
+    scale = scale_of_resamples(fit, n, rng) if drawn == "resample" else None
+    parts, scales = [], []
     for k in _blocks(fit, n):
-        target, weights, factor = replicates(fit, noise, drawn, k, rng)
-        inflation = inflation if factor is None else np.append(inflation, factor)
+        target, weights, drawn_scale = replicates(fit, noise, drawn, k, rng)
+        scales += [drawn_scale] if drawn_scale else []
         parts.append(fit.refit(target, weights))
     samples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Bootstrap(fit, description(fit, drawn), drawn, reason, samples, noise, inflation, n, seed)
+    scale = with_rates(noise, scale or Drawn.joined(scales), seed)
+    return Bootstrap(fit, description(fit, drawn, noise), drawn, reason, samples, noise, scale, n, seed)
+
+
+def noise_for(fit: Estimate, method: str) -> Noise:
+    """The noise that intervals by a method of `METHODS` have: only with "auto" may it grow with size."""
+    noise = estimate_noise(fit)
+    return noise if method == "auto" else replace(noise, growth=None)
+
+
+def blind_to_growth(noise: Noise) -> str:
+    """What to say of noise with too few degrees of freedom to see whether it grows with size: else nothing."""
+    freedom = noise.freedom + noise.spare
+    if freedom >= FREEDOM_NEEDED:
+        return ""
+    degrees = f"{freedom} degree{'s' * (freedom > 1)} of freedom do{'es' * (freedom == 1)}"
+    return f"; {degrees} not show whether noise grows with size, and it counts as the same: repeat runs"
+
+
+def scale_of_resamples(fit: Estimate, n: int, rng: np.random.Generator) -> Drawn:
+    """Scale of the noise of `n` resamples, from chi-squared."""
+    freedom = fit.degrees_of_freedom
+    return Drawn(np.sqrt(freedom / rng.chisquare(freedom, size=n)))
+
+
+def with_rates(noise: Noise, scale: Drawn, seed: int) -> Drawn:
+    """The scale of replicates, with rates of growth drawn for those that were not simulated with one."""
+    if noise.growth is None or scale.rates is not None:
+        return scale
+    rates = noise.growth.drawn(len(scale.factor), np.random.default_rng([seed, 2]))
+    return Drawn(scale.factor * noise.growth.between[rates], rates)
 
 
 def chosen(fit: Estimate) -> tuple[str, str]:
@@ -159,26 +199,28 @@ def chosen(fit: Estimate) -> tuple[str, str]:
 
 def replicates(
     fit: Estimate, noise: Noise, drawn: str, n: int, rng: np.random.Generator
-) -> tuple[Array, Array, Array | None]:
-    """Targets and weights, one [n, rows] and the other [rows], and the noise factor [n] (None for resamples)."""
+) -> tuple[Array, Array, Drawn | None]:
+    """Targets and weights, one [n, rows] and the other [rows], and the scale of noise [n] (None for resamples)."""
     if drawn == "resample":
         return fit.problem.target, resample(fit, n, rng), None
-    targets, factor = (
+    targets, scale = (
         simulate_wild(fit, n, rng) if drawn == "wild" else simulate(fit, noise, n, rng, drawn != "parametric")
     )
-    return targets, fit.problem.weights, factor
+    return targets, fit.problem.weights, scale
 
 
-def description(fit: Estimate, drawn: str) -> str:
+def description(fit: Estimate, drawn: str, noise: Noise) -> str:
     """How replicates are drawn, in words."""
     n, freedom = fit.n_configurations, fit.degrees_of_freedom
     t = f"t with {freedom} degree{'s' * (freedom > 1)} of freedom"
-    return {
+    growing = f", {noise.growth}" if str(noise.growth or "") else ""
+    how = {
         "resample": f"bootstrap of {n} configurations, percentile",
         "residuals": f"bootstrap of the residuals of {n} configurations, {t}",
         "wild": f"wild bootstrap of {n} configurations, {t}",
         "parametric": f"parametric bootstrap, {t}",
-    }[drawn]
+    }
+    return how[drawn] + growing
 
 
 def _blocks(fit: Estimate, n: int) -> list[int]:

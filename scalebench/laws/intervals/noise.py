@@ -1,12 +1,8 @@
-"""Noise about a fitted law: its standard deviations, and studies simulated from normal noise or from residuals.
-
-Simulated noise is scaled so that its residuals about the law's tangent plane have the measured size. For a linear model
-and any equivariant estimator the refits are then exactly Student-t about the fit. Drawing the scale independently from
-chi-squared gives intervals that are too wide where estimator and residuals are correlated, as with Huber.
-"""
+"""Noise about a fitted law: its standard deviations, by size where the residuals show that it grows or shrinks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +10,9 @@ from numpy.typing import NDArray
 
 from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array
+from scalebench.laws.intervals.growth import Growth, Scatter, estimate_growth
+
+ROUNDING = 1e-9  # residuals below this, in the space of the fit, are rounding errors
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,8 @@ class Noise:
 
     `lack` is between configurations beyond what seeds explain, `seed` between replicates, `means` [configurations] of
     each configuration's mean, from both. `runs` is the harmonic mean number of runs per configuration, `spare` the
-    number of runs beyond the first of each, `freedom` the degrees of freedom of `means`.
+    number of runs beyond the first of each, `freedom` the degrees of freedom of `means`. All are as if noise was the
+    same at all sizes; `growth` is how it may grow with size, None where the residuals do not show it.
     """
 
     lack: float
@@ -31,26 +31,56 @@ class Noise:
     runs: float
     spare: int
     freedom: int
+    growth: Growth | None = None
 
-    def of_new_runs(self, runs: float | NDArray[np.intp], inflation: Array, rng: np.random.Generator) -> Array:
-        """Standard deviation of the mean of `runs` new runs, [replicates, 1 or n], drawn for each replicate.
+    def of_new_runs(
+        self,
+        runs: float | NDArray[np.intp],
+        drawn: Drawn,
+        logs: Mapping[str, Array],
+        rng: np.random.Generator,
+    ) -> Array:
+        """Standard deviation of the mean of `runs` new runs at `logs` [n] of the inputs, [replicates, 1 or n].
 
         It is based on the variance of configuration means, which includes lack of fit; a separate estimate cut at zero
         would be biased upwards. With replicates, two variances are added with the degrees of freedom of Satterthwaite
         1946, since drawing each separately gives too wide intervals. Without, it is the scale of the refits.
         """
-        of_means = float((self.means**2).mean())
         each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
+        of_means, seed, size = np.array((self.means**2).mean()), np.array(self.seed**2), np.ones((1, 1))
+        growth, rates = self.growth, drawn.rates
+        if growth is not None and rates is not None:
+            size = growth.factors_at(logs)[rates]
         if not self.spare or not of_means:
-            return np.asarray(np.sqrt(of_means) * inflation[:, None] * np.ones_like(each))
-        beyond, variance = self.seed**2 * (each - 1 / self.runs), self.variance_of_new_runs(each)
+            return np.asarray(np.sqrt(of_means) * drawn.factor[:, None] * size * np.ones_like(each))
+        if growth is not None and rates is not None:
+            of_means = of_means * (growth.between[rates] ** 2)[:, None]
+            seed = seed * (growth.within[rates] ** 2)[:, None]
+        beyond = seed * (each - 1 / self.runs)
+        variance = np.maximum(of_means + beyond, seed * each)
         freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
-        return np.asarray(np.sqrt(variance * freedom / rng.chisquare(freedom, (len(inflation), len(each)))))
+        chi = rng.chisquare(freedom, (len(drawn.factor), len(each)))
+        return np.asarray(size * np.sqrt(variance * freedom / chi))
 
     def variance_of_new_runs(self, each: float | Array = 1.0) -> Array:
         """Variance of the mean of new runs of one configuration, by 1 over their number, shaped as `each`."""
         beyond = self.seed**2 * (np.asarray(each) - 1 / self.runs)
         return np.asarray(np.maximum((self.means**2).mean() + beyond, self.seed**2 * np.asarray(each)))
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Noise of simulated studies: the `factor` [n] on its scale and the `rates` [n] of its growth, by index in
+    `Growth`; None where noise is the same at all sizes. The scale is that of the rate."""
+
+    factor: Array
+    rates: NDArray[np.intp] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Drawn]) -> Drawn:
+        """All of them in one."""
+        rates = [part.rates for part in parts if part.rates is not None]
+        return cls(np.concatenate([part.factor for part in parts]), np.concatenate(rates) if rates else None)
 
 
 @dataclass(frozen=True)
@@ -103,9 +133,29 @@ def estimate_noise(fit: Estimate) -> Noise:
     lack = max(0.0, of_means - seed * (1 / runs).mean())
     shape = lack + seed / runs
     means = np.sqrt(of_means * shape / shape.mean()) if shape.any() else np.zeros(len(runs))
-    return Noise(
-        float(np.sqrt(lack)), float(np.sqrt(seed)), means, float(1 / (1 / runs).mean()), spare, fit.degrees_of_freedom
-    )
+    growth = None
+    if np.sqrt(of_means) > ROUNDING and not (spare and np.sqrt(seed) < ROUNDING):
+        squares = np.asarray(np.bincount(groups.config, within**2), dtype=np.float64)
+        relative = np.asarray(shape / shape.mean())
+        growth = _growth(fit, Scatter(design_by_config(fit, groups), mean, squares, runs, relative))
+    freedom = fit.degrees_of_freedom
+    return Noise(float(lack**0.5), float(seed**0.5), means, float(1 / (1 / runs).mean()), spare, freedom, growth)
+
+
+def _growth(fit: Estimate, scatter: Scatter) -> Growth | None:
+    """How noise grows; None also where points of one configuration have different inputs, as those of a curve do."""
+    points = fit.points
+    _, first = np.unique(points.configuration, return_index=True)
+    if (points.place != points.place[first][points.configuration]).any():
+        return None
+    return estimate_growth(scatter, {name: log[first] for name, log in points.logs.items()})
+
+
+def design_by_config(fit: Estimate, groups: Grouped) -> Array:
+    """Basis [configurations, parameters] of the law's tangent plane, orthonormal if weighted by runs."""
+    basis = tangent(fit, groups) * np.sqrt(groups.weights)[:, None]
+    total = np.bincount(groups.config, groups.weights)
+    return np.asarray(np.stack([np.bincount(groups.config, column) for column in basis.T], axis=1) / total[:, None])
 
 
 def whitened(fit: Estimate, noise: Noise, rows: Array) -> Array:
@@ -125,68 +175,12 @@ def whitened(fit: Estimate, noise: Noise, rows: Array) -> Array:
     return np.asarray(np.moveaxis(np.concatenate(parts, axis=-1), -1, -2))
 
 
-def simulate(
-    fit: Estimate, noise: Noise, n: int, rng: np.random.Generator, residuals: bool = False
-) -> tuple[Array, Array]:
-    """Targets [n, rows] (fitted values plus noise) and the factor [n] by which each study's noise was scaled.
-
-    The noise is normal or, with `residuals`, residuals of configurations and of runs within them drawn with
-    replacement, each divided by its standard deviation at its leverage: residuals at the ends of a design are small
-    because the fit follows those points.
-    """
-    groups = group(fit)
-    of_means, of_runs = _standardised(fit, noise, groups) if residuals else (None, None)
-    within = noise.seed * _drawn(of_runs, (n, len(groups.config)), rng)
-    within -= groups.by_config(within)[:, groups.config]
-    if noise.spare:
-        size = np.sqrt((within**2).sum(axis=1, keepdims=True) / noise.spare)
-        within *= noise.seed / np.maximum(size, 1e-300)
-    between = noise.means * _drawn(of_means, (n, len(noise.means)), rng)
-    drawn = _residual_mean_square(fit, groups, between)
-    factor = np.sqrt((noise.means**2).mean() / np.maximum(drawn, 1e-300))
-    scatter = within + (factor[:, None] * between)[:, groups.config]
-    return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
-
-
-def simulate_wild(fit: Estimate, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Targets [n, rows] and factor [n] as in `simulate`: each configuration's own residuals with a random sign.
-
-    The noise may then differ between configurations (Wu 1986; clusters: Cameron, Gelbach and Miller 2008). Residuals
-    are divided by 1 - leverage (HC3, MacKinnon and White 1985); the factor, from chi-squared, gives t quantiles.
-    """
-    groups, freedom = group(fit), fit.degrees_of_freedom
-    mean, within, share = _split(fit, groups)
-    own = within + (mean / np.maximum(share, 0.01))[groups.config]
-    factor = np.sqrt(freedom / rng.chisquare(freedom, size=n))
-    signs = rng.choice([-1.0, 1.0], (n, len(mean)))
-    scatter = own * (factor[:, None] * signs)[:, groups.config]
-    return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
-
-
-def _drawn(pool: Array | None, size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Noise of unit variance: drawn from the pool with replacement, or normal if there is no pool."""
-    return rng.standard_normal(size) if pool is None else np.asarray(pool[rng.integers(len(pool), size=size)])
-
-
 def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:
     """Residuals as means [configurations] and deviations from them [runs]; 1 - leverage [configurations]."""
     residuals = groups.by_run(fit.least_squares_residuals())
     mean = groups.by_config(residuals)
     leverage = np.bincount(groups.config, (tangent(fit, groups) ** 2).sum(axis=1))
     return mean, residuals - mean[groups.config], np.clip(1 - leverage, 0.0, 1.0)
-
-
-def _standardised(fit: Estimate, noise: Noise, groups: Grouped) -> tuple[Array, Array]:
-    """Pools of residuals of configuration means and of runs within them, centred, of unit variance."""
-    mean, within, share = _split(fit, groups)
-    informative = (share > 1e-6) & (noise.means > 0)  # a point of leverage 1 has no residual
-    several = np.bincount(groups.config)[groups.config] > 1
-    return _unit(mean[informative] / (noise.means * np.sqrt(share))[informative]), _unit(within[several])
-
-
-def _unit(pool: Array) -> Array:
-    scale = float(np.std(pool)) if len(pool) else 0.0
-    return (pool - pool.mean()) / scale if scale else np.zeros(max(len(pool), 1))
 
 
 def tangent(fit: Estimate, groups: Grouped) -> Array:
@@ -196,11 +190,3 @@ def tangent(fit: Estimate, groups: Grouped) -> Array:
     jacobian = groups.by_run(fit.problem.jacobian(theta[None])[0][inside])  # [P, runs]
     basis, strength, _ = np.linalg.svd((jacobian * np.sqrt(groups.weights)).T, full_matrices=False)
     return np.asarray(basis[:, strength > 1e-12 * strength.max(initial=0.0)])
-
-
-def _residual_mean_square(fit: Estimate, groups: Grouped, between: Array) -> Array:
-    """Residual mean square [n] that a least-squares fit would leave of noise [n, configurations]."""
-    basis, root = tangent(fit, groups), np.sqrt(groups.weights)
-    noise = between[:, groups.config] * root
-    left = (noise - (noise @ basis) @ basis.T) / root
-    return np.asarray((groups.by_config(left) ** 2).sum(axis=1) / fit.degrees_of_freedom)

@@ -1,0 +1,159 @@
+"""Sessions: trials that ran one after the other on one machine. Times agree within a session better than between two.
+
+Clock rates, temperature and what else is loaded differ from day to day, for all trials of a session alike. The variance
+of a time is that between sessions plus that between runs of a session, both estimated by analysis of variance
+(Henderson 1953, method 3), and the degrees of freedom of an effect are those of Satterthwaite 1946. Where every session
+ran all configurations equally often, that on all of them is a t test on the means of sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scalebench.analysis.trials import numeric
+
+Array = NDArray[np.float64]
+Ids = NDArray[np.intp]
+
+STARTED, DURATION, MACHINE = "started_at", "wall_time_s", "machine_id"
+PAUSE_S = 3600.0  # without a trial between two sessions
+ROUNDING = 1e-12  # of a logarithm
+
+
+def sessions_of(tables: Sequence[pd.DataFrame]) -> Ids:
+    """Return the session of each row of all tables, [rows], from 0: those of one machine without an hour between them.
+
+    Rows of one table and machine that have no time are a session of their own.
+    """
+    machines = np.array([str(name) for table in tables for name in table.get(MACHINE, pd.Series("", table.index))])
+    origin = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    start, duration = (
+        np.concatenate([read(table) for table in tables]) for read in (_seconds, lambda table: _column(table, DURATION))
+    )
+    timed = ~np.isnan(start)
+    session, first = np.zeros(len(start), dtype=np.intp), 0
+    for machine in dict.fromkeys(machines.tolist()):
+        rows = np.flatnonzero((machines == machine) & timed)
+        rows = rows[np.argsort(start[rows], kind="stable")]
+        if len(rows):
+            latest = np.maximum.accumulate(start[rows] + np.nan_to_num(duration[rows]))[:-1]
+            session[rows] = first + np.concatenate([[0], np.cumsum(start[rows][1:] > latest + PAUSE_S)])
+            first = int(session[rows].max()) + 1
+        for table in range(len(tables)):
+            session[(machines == machine) & ~timed & (origin == table)] = first
+            first += 1
+    return np.unique(session, return_inverse=True)[1].reshape(-1)
+
+
+def _column(table: pd.DataFrame, name: str) -> Array:
+    return np.asarray(numeric(table, name), dtype=np.float64)
+
+
+def _seconds(table: pd.DataFrame) -> Array:
+    """Return when each row was started, [rows], NaN where that is unknown."""
+    if STARTED not in table:
+        return np.full(len(table), np.nan)
+    start = pd.to_datetime(table[STARTED], utc=True, errors="coerce", format="ISO8601")
+    return np.asarray((start - pd.Timestamp(0, tz="UTC")).dt.total_seconds(), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean squares of logs of times: `between` sessions, whose variance counts `runs` times there, and `within` them.
+
+    `freedom` are the degrees of freedom of both; without any within, only `between` is known.
+    """
+
+    session: Ids  # of each row, [rows]
+    between: float
+    within: float
+    runs: float
+    freedom: tuple[int, int]
+
+    def error(self, weights: Array) -> tuple[float, float]:
+        """Return the standard error of the sum of rows times `weights` [rows], and its degrees of freedom."""
+        squares = float((weights**2).sum())
+        if self.freedom[1] and self.between <= self.within:  # sessions do not differ
+            freedom = sum(self.freedom)
+            pooled = (self.freedom[0] * self.between + self.freedom[1] * self.within) / freedom
+            return float(np.sqrt(squares * pooled)), freedom
+        of_sessions = (np.bincount(self.session, weights) ** 2).sum() / self.runs
+        within = self.within if self.freedom[1] else self.between  # without runs to compare, all of it may be noise
+        parts = np.array([of_sessions * self.between, (squares - of_sessions) * within])
+        if not self.freedom[1]:
+            return float(np.sqrt(max(parts.sum(), parts[0]))), self.freedom[0]
+        return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Logs of one quantity, [runs], of configurations that two folders have in common.
+
+    ``cell`` [runs] is twice the number of the configuration, plus 1 for the new folder.
+    """
+
+    logs: Array
+    cell: Ids
+    session: Ids
+
+    def weights(self, configurations: Sequence[int]) -> Array:
+        """Weights [runs] whose sum is new less old, the mean over configurations by number."""
+        sizes = np.bincount(self.cell)
+        sign = np.where(np.isin(self.cell // 2, configurations), 2.0 * (self.cell % 2) - 1, 0.0)
+        return np.asarray(sign / sizes[self.cell] / len(configurations))
+
+    def of(self, cell: int) -> Array:
+        """The logs of one cell."""
+        return self.logs[self.cell == cell]
+
+    @property
+    def repeats(self) -> tuple[float | None, int]:
+        """Standard deviation between runs of a cell, pooled, and its degrees of freedom; None without repeats."""
+        sizes = np.bincount(self.cell)
+        freedom = len(self.logs) - len(sizes)
+        if not freedom:
+            return None, 0
+        means = np.bincount(self.cell, self.logs) / sizes
+        deviation = float(np.sqrt(((self.logs - means[self.cell]) ** 2).sum() / freedom))
+        return (deviation if deviation > ROUNDING else 0.0), freedom
+
+    @property
+    def sessions(self) -> tuple[int, int]:
+        """The number of sessions of the old and of the new folder."""
+        before, after = (len(np.unique(self.session[self.cell % 2 == side])) for side in (0, 1))
+        return before, after
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether the same sessions measured both sides of every configuration as often, so that drift cancels."""
+        net = [
+            np.abs(np.bincount(self.session, self.weights([number]))).max()
+            for number in range(self.cell.max() // 2 + 1)
+        ]
+        return bool(max(net) < 1e-9)
+
+    def drift(self) -> Drift | None:
+        """Estimate the drift between sessions.
+
+        None where no configuration of a folder was measured in two sessions: its session is then a part of it.
+        """
+        columns = np.column_stack([self.logs, np.eye(int(self.session.max()) + 1)[self.session]])
+        sizes = np.bincount(self.cell)
+        means = np.stack([np.bincount(self.cell, column) for column in columns.T], axis=1) / sizes[:, None]
+        columns -= means[self.cell]
+        residual, indicators = columns[:, 0], columns[:, 1:]
+        basis, strength, _ = np.linalg.svd(indicators, full_matrices=False)
+        basis = basis[:, strength > 1e-9]
+        freedom = basis.shape[1], len(self.logs) - len(sizes) - basis.shape[1]
+        if not freedom[0]:
+            return None
+        explained = float(((basis.T @ residual) ** 2).sum())
+        left = max(float((residual**2).sum()) - explained, 0.0)
+        within = left / freedom[1] if freedom[1] else 0.0
+        runs = float((indicators**2).sum()) / freedom[0]
+        return Drift(self.session, explained / freedom[0], within, runs, freedom)
