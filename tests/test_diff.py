@@ -88,6 +88,7 @@ def test_the_command_has_exit_code_1_on_a_regression(command, tmp_path: Path) ->
     code, out, _ = command("diff", "old", "new")
     assert code == 1
     assert "step time +2" in out
+    assert "the intervals do not hold the drift between sessions (1 of OLD, 1 of NEW)" in " ".join(out.split())
     code, out, _ = command("diff", "old", "same")
     assert code == 0
     assert out.startswith("nothing became worse")

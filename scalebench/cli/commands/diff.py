@@ -106,6 +106,7 @@ def _notes(changes: Difference, effects_shown: int) -> list[str]:
         if any(effect.verdict == "within noise" and effect.quantity == name for effect in changes.effects):
             lines[-1] += "; 'within noise' is a change that other seeds alone can make"
     lines += [f"{name}: not compared, as other programs ran during the trials of a folder" for name in changes.shared]
+    lines += changes.notes
     if len(changes.effects) > effects_shown:
         lines.append(f"{len(changes.effects) - effects_shown} more comparisons; --json has all")
     if changes.only_old or changes.only_new:
