@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from scalebench.errors import StudyError
+from scalebench.errors import StudyError, shortened
 from scalebench.measure.secrets import hide
 
 
@@ -38,8 +38,13 @@ def _caused(origin: str, settings: Sequence[str], line: str) -> str:
     keys = {setting: setting.partition("=")[0].strip() for setting in settings}
     if exact := [setting for setting in settings if keys[setting] == key]:
         value = exact[-1].partition("=")[2].strip()
-        hint = f"; a list is written [{hide(value)}]" if "," in value and value[0] not in "[{\"'" else ""
-        return f"--set {hide(exact[-1])}: {line}{hint}"
+        hint = f"; a list is written [{_shown(value)}]" if "," in value and value[0] not in "[{\"'" else ""
+        return f"--set {_shown(exact[-1])}: {line}{hint}"
     table = key.partition(".")[0]
     near = [setting for setting in settings if keys[setting].partition(".")[0] == table] or settings
-    return f"{origin} with {' '.join(f'--set {hide(setting)}' for setting in near)}: {line}"
+    return f"{origin} with {' '.join(f'--set {_shown(setting)}' for setting in near)}: {line}"
+
+
+def _shown(setting: str) -> str:
+    """Return a setting without what looks like a secret, and the middle of a long one left out."""
+    return shortened(hide(setting), 120)
