@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,8 @@ from scalebench.store import Results, of_plans, read_results
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
-SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, ".parquet")
+PARQUET = ".parquet"
+SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, PARQUET)
 BATCH_ROWS = 1 << 18
 # The columns of trials, by the role that they have for a law.
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
@@ -44,11 +46,18 @@ def open_table(path: Path) -> Table:
             raise PointsError([f"{path}: there is no such file or folder"])
         reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is not a folder"
         raise PointsError([f"{path}: {reason}" + ("; rename it to match its format" if path.is_file() else "")])
+    with _readable(path):
+        table = _open_by_suffix(path)
+        return _valid_trials(table) if is_export(table) else table
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ``PointsError`` for a file that is empty, or that cannot be read within the block."""
     try:
         if not path.stat().st_size:
             raise PointsError([empty_file(path)])
-        table = _open_by_suffix(path)
-        return _valid_trials(table) if is_export(table) else table
+        yield
     except OSError as error:
         raise PointsError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
@@ -60,7 +69,10 @@ def is_results(path: Path) -> bool:
 
 def holds_trials(path: Path) -> bool:
     """Whether a path is a results folder, or a table of its trials that `scalebench export` wrote."""
-    return is_results(path) or (is_table_file(path) and is_export(open_table(path)))
+    if not (path.is_file() and path.name.lower().endswith((*TEXT_SUFFIXES, PARQUET))):
+        return is_results(path)
+    with _readable(path):
+        return is_export(_open_as_stored(path))
 
 
 def is_export(table: Table) -> bool:
@@ -83,14 +95,16 @@ def _has_suffix(path: Path) -> bool:
 
 
 def _open_by_suffix(path: Path) -> Table:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _open_parquet(path)
-    if name.endswith(LINES_SUFFIXES):
+    if path.name.lower().endswith(LINES_SUFFIXES):
         return _open_lines(path)
-    table = open_csv(path)
-    series = exports.chart_series(table.names)
+    table = _open_as_stored(path)
+    series = {} if path.name.lower().endswith(PARQUET) else exports.chart_series(table.names)
     return of_frame(path, *exports.reshaped(table, series)) if series else table
+
+
+def _open_as_stored(path: Path) -> Table:
+    """Open a Parquet or text file with the columns that it has; nothing but their names is read."""
+    return _open_parquet(path) if path.name.lower().endswith(PARQUET) else open_csv(path)
 
 
 def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> Table:
