@@ -177,7 +177,7 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
     assert "not used by chinchilla: column 'C' for flops" in command("fit", "q.csv", *named)[2]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

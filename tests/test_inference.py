@@ -117,7 +117,7 @@ def test_the_flops_of_a_forward_pass_are_the_counters() -> None:
 # --- whole trials ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_an_inference_trial_of_a_gpt_records_what_it_took(planned, tmp_path: Path, dtype: str) -> None:
     trial = planned(GPT, f"inference.weight_dtype={dtype}", "inference.batch_size=2", "inference.implementation=sdpa")
     row = measured(trial, tmp_path / "attempt")

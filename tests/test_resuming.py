@@ -106,14 +106,13 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(whole: Path, tmp_path: Path, m
     assert not steps["warm"][:21].any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        ['train.optimizer="muon"', "train.accumulation=2"],
+        pytest.param(['train.optimizer="muon"', "train.accumulation=2"], marks=pytest.mark.slow),
         ['train.optimizer="lion"', 'train.precision="bfloat16"'],
-        [IMAGES, "model.params=3000"],
-        ["model.family='moe'", "model.params=6000", 'train.optimizer="sgd"'],
+        pytest.param([IMAGES, "model.params=3000"], marks=pytest.mark.slow),
+        pytest.param(["model.family='moe'", "model.params=6000", 'train.optimizer="sgd"'], marks=pytest.mark.slow),
     ],
     ids=lambda settings: settings[0],
 )
