@@ -72,3 +72,12 @@ def test_what_cannot_be_closed_is_said(command, tmp_path: Path) -> None:
     code, out, _ = command("status", "r")
     assert code == 1
     assert "not finished, and cannot be closed" in " ".join(out.split())
+
+
+def test_a_run_that_ended_while_it_was_looked_at_keeps_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = left_behind(tmp_path, "norm")
+    (run / "rows.json").write_text("its own")
+    monkeypatch.setattr("scalebench.comparison.killed.unfinished_runs", lambda _: [run])
+    monkeypatch.setattr("scalebench.comparison.killed.close_run", pytest.fail)
+    comparisons_in(tmp_path)
+    assert (run / "rows.json").read_text() == "its own"

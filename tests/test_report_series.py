@@ -59,7 +59,7 @@ def test_a_series_is_hidden_and_shown(browser, pages: dict[str, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "brief"])
 def test_the_figure_of_the_trials_is_restored_from_its_link(browser, pages: dict[str, Path], kind: str) -> None:
-    """Columns, scales and series can be chosen, even on a page of so many studies that trials are stored as JSON."""
+    """Columns, scales and series can be chosen, also on a page of many studies, where trials are stored as JSON."""
     path = pages[kind]
     with opened(browser, path) as tab:
         assert tab.evaluate("document.querySelectorAll('details.trials td').length > 0") == (kind == "whole")

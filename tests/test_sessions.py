@@ -1,4 +1,4 @@
-"""Times that drift from session to session: sessions are told apart, and drift is in the intervals of differences."""
+"""Drift of times between sessions: sessions are found, and their drift is in the intervals of differences."""
 
 from __future__ import annotations
 

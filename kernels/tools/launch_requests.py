@@ -224,7 +224,7 @@ def compile_request(request: Mapping[str, Any], capability: int) -> None:
 def found(operations: Sequence[str], capability: int, few: int = 0) -> dict[str, Any]:
     """Return the requests of the operations that Triton's cache does not hold, and what there is besides.
 
-    ``few``: at most so many of each operation, from its small cases, as a rehearsal on a CPU. "unreached" are the
+    ``few``: the largest number for each operation, from its small cases, as a rehearsal on a CPU. "unreached" are the
     configurations shipped for this architecture that no case launches.
     """
     every: list[Request] = []

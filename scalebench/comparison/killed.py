@@ -32,6 +32,8 @@ def _closed(runs: Iterable[Path]) -> Iterator[str]:
         try:
             if not lock.try_take():
                 continue  # it is still measuring
+            if (run / "rows.json").exists():
+                continue  # it ended by itself a moment ago, and says how
             if (origin := read_json(run / "request.json")["origin"]) not in OPERATION_MODULES:
                 yield f"{run}: not finished, and {origin} is not run to close it; scalebench.comparison.close_run does"
             else:

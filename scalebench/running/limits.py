@@ -35,7 +35,7 @@ def allocation_failed(error: BaseException) -> bool:
 
 
 def shortage() -> str:
-    """Return what an exception about memory means that has no words of its own, as Python's has none."""
+    """Return a message for an exception about memory; Python's own has none."""
     return "an allocation failed" + (" at the limit, run.memory_limit_bytes" if _is_limited() else "")
 
 

@@ -82,7 +82,7 @@ def write_run(
             raise ValueError(f"status {row['status']!r} is not one of {', '.join(STATUSES)}")
     write_atomically(run / "samples.parquet", samples.to_parquet(index=False))
     size = (run / "samples.parquet").stat().st_size
-    early = "; not measured: ".join([ended, *([", ".join(missing)] if missing else [])]) or None
+    early = (f"{ended}; not measured: {', '.join(missing)}" if missing else ended) or None
     full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name, "run_ended": early} for row in rows]
     end = {"ended": ended, "not_measured": list(missing)} if ended else {}
     write_checked_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, **end, "rows": full})

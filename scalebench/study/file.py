@@ -20,7 +20,7 @@ from scalebench.study.axes import LARGEST_INTEGER
 STUDY_BYTES = 16 << 20
 MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
-# Of errors that pydantic puts in words of its own.
+# Plainer messages for errors of pydantic.
 PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
 REQUIRED = {"schema": "; write schema = 1", "name": '; as in name = "my-study"'}
 WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")

@@ -68,7 +68,7 @@ class Scatter:
     shape: Array
 
     def spread_rows(self, most: int) -> NDArray[np.intp]:
-        """Indices of at most so many configurations, evenly over all, which come in order of their inputs."""
+        """Indices of at most ``most`` configurations, spread evenly; all of them are in order of their inputs."""
         return np.unique(np.linspace(0, len(self.means) - 1, min(most, len(self.means))).round().astype(np.intp))
 
     def subset(self, rows: NDArray[np.intp]) -> Scatter:
