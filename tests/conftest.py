@@ -143,7 +143,8 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scalebench.reporting import render
 
     def fill(folder: Path) -> None:
-        (folder / "index.html").write_text(render(synthetic(folder)))
+        with refits_of(50):
+            (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
 
