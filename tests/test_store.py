@@ -116,6 +116,13 @@ def test_records_that_call_the_workload_mode_are_read(tmp_path: Path) -> None:
     assert "mode" not in frame
 
 
+def test_a_field_named_mode_does_not_replace_the_workload(tmp_path: Path) -> None:
+    """A family of a user's own may call a field of its configuration mode."""
+    attempt(tmp_path, workload="training", mode="frozen")
+    frame = store.load_results(tmp_path)
+    assert frame[["workload", "mode"]].to_numpy().tolist() == [["training", "frozen"]]
+
+
 def test_the_table_has_the_columns_of_every_record_with_null_where_one_lacks_it(tmp_path: Path) -> None:
     attempt(tmp_path, "a", loss=1.5)
     attempt(tmp_path, "b", study="other", latency=0.5)

@@ -94,7 +94,7 @@ def read_with_files(attempt: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if row.get("study") is not None:
         check_name(f"{path}: study", row["study"])
     for old, new in RENAMED.items():
-        if old in row:
+        if old in row and new not in row:  # a newer record may have a column of its own with the older name
             row[new] = row.pop(old)
     place = {"attempt": attempt.name, "attempt_dir": str(attempt), "checked": checked}
     return row | place, check_files(path, files)
