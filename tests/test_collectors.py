@@ -55,6 +55,15 @@ def test_memory_by_category_is_the_closed_form(name: str) -> None:
     assert columns["memory_tracked_peak_bytes"] == peak
 
 
+def test_weights_that_are_not_trained_have_no_gradients_and_no_state() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 4, bias=False))
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = build_optimizer(model, train_spec(optimizer="momentum"))
+    columns = memory.split_columns(model, optimizer, lambda _: model(torch.ones(3, 8)).square().sum().backward())
+    sizes = [columns[f"memory_{name}_bytes"] for name in ("parameters", "gradients", "optimizer")]
+    assert sizes == [4 * 96, 4 * 32, 4 * 32]
+
+
 @pytest.mark.parametrize("name", ["adamw", "momentum", "sgd"])
 def test_a_step_after_training_is_split_as_one_before(name: str) -> None:
     """With the optimizer's state allocated one step is run, else two; left-over gradients count once."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.hooks import RemovableHandle
 
 
 class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
@@ -27,8 +29,13 @@ class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, u
         super()._pre_fw_hook(module, inputs)
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
-        """Hook gradients only if they are computed: frozen weights refuse the hook."""
-        return super()._track_module_params_and_buffers(module, install_grad_hooks and torch.is_grad_enabled())
+        """Hook gradients only where they are computed: frozen weights refuse the hook."""
+        hooked = install_grad_hooks and torch.is_grad_enabled()
+        for parameter in module.parameters() if hooked else ():
+            if not parameter.requires_grad:  # as if it had its two hooks already
+                handles = RemovableHandle(OrderedDict()), RemovableHandle(OrderedDict())
+                self._param_to_grad_hook_handles.setdefault(parameter, handles)
+        return super()._track_module_params_and_buffers(module, hooked)
 
     def get_tracker_snapshot(self, type: str = "current") -> dict[torch.device, dict[Any, int]]:  # noqa: A002 - torch's
         """Return bytes by device and category, now or at the peak."""
