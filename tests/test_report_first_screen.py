@@ -23,6 +23,7 @@ from scalebench.reporting import conclusions, render
 from scalebench.reporting.fit_tables import ranking_table
 from scalebench.reporting.page import ids
 from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, tick
+from scalebench.reporting.sections.common import _verdict
 from scalebench.reporting.strip import strip_table
 from scalebench.store import Results, read_results
 
@@ -203,6 +204,7 @@ def test_settings_that_vary_within_a_size_and_copies_are_named() -> None:
     copied = pd.concat([frame, frame.iloc[[4]].assign(trial_id="copy")], ignore_index=True)
     (note,) = StudyAnalysis("synthetic", STUDY, copied).series[0].notes
     assert note.startswith("1 trial repeats")
+    assert f"{note}." in _verdict(StudyAnalysis("synthetic", STUDY, copied), lambda _: ("First.",))
     assert StudyAnalysis("synthetic", STUDY, frame).series[0].notes == ()
 
 

@@ -30,6 +30,8 @@ SIZE_AXES = frozenset({"params", "requested_params", N, "size", "depth", "width"
 LENGTH_AXES = frozenset({"steps", "tokens", "tokens_per_param", "flops"})
 ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name", "teacher_params_non_embedding")
 
+AT_EDGE = "the best value at"  # in the notes of ``best_over``
+
 
 @dataclass(frozen=True)
 class SizeAxis:
@@ -199,7 +201,7 @@ def _at_end(axis: str, end: str, value: Any, sizes: Sequence[float], tuned: int,
     """Return a warning that the best value of an axis is the smallest or largest tried, at these of the tuned sizes."""
     where = f"{sizes[0]:,.0f} {x.noun}" if len(sizes) == 1 else f"{len(sizes)} of {tuned} sizes"
     further = "smaller" if end == "smallest" else "larger"
-    return f"{axis}: the best value at {where}, {value:g}, is the {end} tried; a {further} one may do better"
+    return f"{axis}: {AT_EDGE} {where}, {value:g}, is the {end} tried; a {further} one may do better"
 
 
 def means_per_size(usable: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:

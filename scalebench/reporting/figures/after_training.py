@@ -82,7 +82,9 @@ def _name(row: Any) -> str:
 def _text(points: pd.DataFrame, front: pd.DataFrame, name: str, left_out: int) -> str:
     names = [_name(row) for row in front.to_dict("records")]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    note = f" {left_out} trials of another family, or that were validated on other data, are left out." if left_out else ""
+    note = (
+        f" {left_out} trials of another family, or that were validated on other data, are left out." if left_out else ""
+    )
     hollow = "Hollow marks are models that were only trained. " if points["unchanged"].any() else ""
     return (
         f"Each mark is a trial. {hollow}The grey steps are the Pareto front: trials that none beats in both loss and "

@@ -13,7 +13,7 @@ import pandas as pd
 
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.analysis.trials import AT_EDGE, MEMORY_PEAKS, STEP_TIME, N, numeric
 from scalebench.errors import number_of
 from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
@@ -178,7 +178,7 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         yield f"No conclusion: none of the {trials} recorded trials ended ok with valid numbers."
         return
     yield from sentences(study)
-    yield from _edge_sentence([note for series in study.series for note in series.notes])
+    yield from _note_sentences([note for series in study.series for note in series.notes])
     if usable < trials:
         recorded = number_of(trials, "recorded trial")
         yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
@@ -186,12 +186,15 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
 
 
-def _edge_sentence(notes: Sequence[str]) -> Iterator[str]:
-    """Yield that tuned values are at the edge of those tried: the loss of these sizes may be lower than measured."""
-    if len(notes) == 1:
-        yield f"Tuned {notes[0]}."
-    elif notes:
-        yield f"Tuned values are at the edge of those tried in {len(notes)} places, listed under What was run."
+def _note_sentences(notes: Sequence[str]) -> Iterator[str]:
+    """Yield that tuned values are at the edge of those tried (losses may be lower than measured), and other notes."""
+    edges = [note for note in notes if AT_EDGE in note]
+    others = list(dict.fromkeys(note for note in notes if AT_EDGE not in note))
+    if edges:
+        several = f"values are at the edge of those tried in {len(edges)} places, listed under What was run"
+        yield f"Tuned {edges[0] if len(edges) == 1 else several}."
+    if others:
+        yield f"{others[0] if len(others) == 1 else f'{len(others)} notes are listed under What was run'}."
 
 
 def counts(study: StudyAnalysis) -> str:
