@@ -20,6 +20,7 @@ from comparison_support import forked_processes  # noqa: F401 - a fixture
 import scalebench
 from scalebench.analysis.suite import summarize_suite
 from scalebench.comparison import draining
+from scalebench.comparison.checks import Originals
 from scalebench.comparison.draining import joining, work_left_behind
 from scalebench.comparison.operations import load_operation
 from scalebench.comparison.pool import Pool, draw, draw_pool, live_names, set_count
@@ -40,6 +41,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
         seconds=0.15, device="cpu",
     )  # fmt: skip
     return {row["provider"]: row for row in compared.rows}
+
+
+def test_inputs_that_a_provider_changes_are_restored_for_the_next_and_named() -> None:
+    inputs = {"x": torch.tensor([1.0, torch.nan, 3.0]), "ids": torch.arange(3), "scale": 2.0}
+    originals, version = Originals.of(inputs), inputs["x"]._version
+    assert originals.restored() == {}
+    assert inputs["x"]._version == version  # not written to: autograd's graphs of earlier providers stay valid
+    inputs["x"].numpy()[2] = 4.0  # behind torch's back, as a kernel of one's own would
+    assert originals.restored() == {"accepted": False, "error_note": "changes its inputs in place: x"}
+    assert inputs["x"][2] == 3.0
 
 
 @pytest.mark.slow

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from scalebench.comparison.draining import Work, work_left_behind
 from scalebench.comparison.failure import failure
@@ -25,6 +29,36 @@ def judge_of(process: Process, number: int, case: Any, inputs: Mapping[str, Any]
         process.operation.module, case, inputs, process.request["backward"], reason,
         lambda provider: process.enter(number, provider, "reference"),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Originals:
+    """The inputs of a case, which all providers are checked on, and copies of their values."""
+
+    inputs: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> Originals:
+        """Copy the tensors among the inputs."""
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        return cls(tensors, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+
+    def restored(self) -> dict[str, Any]:
+        """Undo what a provider did to the inputs, and return the columns that reject it for that.
+
+        What is unchanged is not written to, as autograd would then refuse the graphs of providers prepared before.
+        """
+        changed = [name for name, tensor in self.inputs.items() if not _same(tensor, self.values[name])]
+        if not changed:
+            return {}
+        copy_in({name: self.inputs[name] for name in changed}, self.values)
+        return {"accepted": False, "error_note": f"changes its inputs in place: {', '.join(changed)}"}
+
+
+def _same(tensor: Tensor, values: Tensor) -> bool:
+    """Return whether two tensors hold the same values, NaN in the same places."""
+    return torch.equal(tensor, values) or bool(((tensor == values) | (tensor.isnan() & values.isnan())).all())
 
 
 def look_for_work_left_behind(

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 
 from scalebench.comparison.ceilings import known_ceilings
-from scalebench.comparison.checks import check_again, judge_of, look_for_work_left_behind
+from scalebench.comparison.checks import Originals, check_again, judge_of, look_for_work_left_behind
 from scalebench.comparison.cuda_timing import CaptureBrokenError, clock_for, side_stream
 from scalebench.comparison.draining import Work
 from scalebench.comparison.failure import failure
@@ -116,7 +116,10 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
     results: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
+    originals = Originals.of(inputs) if process.index == 0 else None
     judge = judge_of(process, number, case, inputs) if process.index == 0 else None
+    if originals is not None:
+        originals.restored()  # what eager or the oracle changed
     for name in process.request["providers"]:
         results[name] = process.crash_of(number, name)
         if results[name]["status"] == "ok":
@@ -124,7 +127,8 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
             works |= _begin(
                 process, results[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
-    judge = None  # frees the oracle's memory before timing
+            results[name] |= originals.restored() if originals is not None else {}
+    judge = originals = None  # frees their memory before timing
     process.enter(number, "", "inputs")
     pools = _pools(process, case, inputs, [name for name in works if providers[name].repeatable])
     cost = process.operation.module.cost(case, backward)

@@ -16,11 +16,12 @@ from scalebench.cli.output import duration, print_json, quantity, say, table, wa
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
-from scalebench.errors import InputError, number_of
+from scalebench.errors import InputError, number_of, shortened
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
 
 COMPLAINTS = 3
+LONGEST = 400  # characters of an error that are printed; its row has more
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
 NOTHING = ("", "-", "—", "unchecked")  # cells without a value
 HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
@@ -160,7 +161,10 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each reason why providers did not run or have no verdict, and for each wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    lines = [f"{name} {status} in {number_of(count, 'case')}: {text}" for (name, status, text), count in counts.items()]
+    lines = [
+        f"{name} {status} in {number_of(count, 'case')}: {shortened(text, LONGEST)}"
+        for (name, status, text), count in counts.items()
+    ]
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
