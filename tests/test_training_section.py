@@ -156,6 +156,21 @@ def test_best_over_keeps_the_best_and_names_an_edge() -> None:
     ]
 
 
+def test_names_and_absent_values_are_tuned_and_have_no_edge() -> None:
+    """The rank of a trial that adapts all weights is null."""
+    rows = [
+        {"trial_id": f"{size}{method}{rank}", "status": "ok", "params": size, "method": method, "rank": rank,
+         "decay": method == "full", "validation_loss_nats": loss}
+        for size, best in ((10, "full"), (20, "lora"))
+        for method, rank, loss in (("full", None, 1 + (best != "full")), ("lora", 2, 1.5), ("lora", 4, 1.6))
+    ]  # fmt: skip
+    best, notes = best_over(prepare(pd.DataFrame(rows)), ["method", "rank", "decay"], PARAMETERS)
+    assert best.groupby("params")["trial_id"].unique().map(list).to_dict() == {10: ["10fullNone"], 20: ["20lora2"]}
+    assert [note.partition("; ")[0] for note in notes] == [
+        "rank: the best value at 20 parameters, 2, is the smallest tried"
+    ]
+
+
 def test_a_trial_with_an_infinite_loss_keeps_the_curves(tmp_path: Path) -> None:
     recorded = synthetic(tmp_path)
     path = Path(recorded.frame["attempt_dir"][3]) / "steps.parquet"

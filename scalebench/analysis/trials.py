@@ -173,7 +173,8 @@ def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxi
 def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep, at each size, the trials of the tuned values with the lowest mean loss.
 
-    The second value has a line for each axis and end: at which sizes the best value is the smallest or largest tried.
+    The second value has a line for each axis of numbers and end: at which sizes the best value is the smallest or
+    largest tried.
     """
     axes = [axis for axis in axes if axis in trials]
     if not axes or trials.empty:
@@ -187,14 +188,19 @@ def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[p
         best = means.idxmin()
         values = best if isinstance(best, tuple) else (best,)
         tuned = dict(zip(axes, values, strict=True))
-        parts.append(group[np.logical_and.reduce([group[axis] == value for axis, value in tuned.items()])])
+        parts.append(group[np.logical_and.reduce([_equals(group[axis], value) for axis, value in tuned.items()])])
         for axis, value in tuned.items():
-            tried = sorted(group[axis].dropna().unique())
+            tried = [] if isinstance(value, str | bool | np.bool) else sorted(numeric(group, axis).dropna().unique())
             if len(tried) > 1 and value in (tried[0], tried[-1]):
                 end = "smallest" if value == tried[0] else "largest"
                 at_ends.setdefault((axis, end, value), []).append(float(str(size)))
     notes = tuple(_at_end(*found, sizes, len(parts), x) for found, sizes in at_ends.items())
     return (pd.concat(parts) if parts else trials.iloc[:0]), notes
+
+
+def _equals(values: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    """Return where a column has a value, or has none where the value is NaN."""
+    return values.isna() if pd.isna(value) else values == value
 
 
 def _at_end(axis: str, end: str, value: Any, sizes: Sequence[float], tuned: int, x: SizeAxis) -> str:
