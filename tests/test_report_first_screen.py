@@ -208,6 +208,19 @@ def test_settings_that_vary_within_a_size_and_copies_are_named() -> None:
     assert StudyAnalysis("synthetic", STUDY, frame).series[0].notes == ()
 
 
+def test_parents_of_one_seed_that_count_as_replicates_are_named() -> None:
+    """As of two learning rates: a trial has its parent's seed, and they are not seeds of one another."""
+    frame = synthetic().frame
+    started = pd.concat([frame, frame.assign(trial_id=frame["trial_id"] + "b", validation_loss_nats=3.0)])
+    started = started.assign(parent_trial_id=[f"p{i}" for i in range(len(started))], parent_flops=1e9)
+    inheriting = STUDY | {"fields": {"steps": [4]}}
+    (note,) = StudyAnalysis("synthetic", inheriting, started).series[0].notes
+    assert "several models" in note
+    others = started.assign(parent_flops=range(len(started)))  # checkpoints of one run differ in what they cost
+    for study, trials in ((STUDY | {"fields": {"seed": [0, 1]}}, started), (STUDY, started), (inheriting, others)):
+        assert StudyAnalysis("synthetic", study, trials).series[0].notes == ()
+
+
 @pytest.mark.slow
 def test_a_size_far_off_the_law_is_named_on_the_page() -> None:
     frame = synthetic().frame

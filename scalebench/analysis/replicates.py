@@ -15,14 +15,30 @@ SETTINGS = (
 )
 
 
-def replicate_notes(usable: pd.DataFrame, x: SizeAxis, known: Collection[str]) -> Iterator[str]:
-    """Yield a note on settings that differ within a size and are not in ``known``, and one on exact copies."""
+def replicate_notes(
+    usable: pd.DataFrame, x: SizeAxis, known: Collection[str], *, inherit_seed: bool = False
+) -> Iterator[str]:
+    """Yield a note on settings that differ within a size and are not in ``known``, on parents, and on exact copies.
+
+    ``inherit_seed`` is whether trials have the seed of their parents, of which two of one seed differ otherwise.
+    """
     groups = usable.groupby(x.column)
     varied = [name for name in SETTINGS if name in usable and name not in known and (groups[name].nunique() > 1).any()]
     if varied:
         yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "
                "and what this changes counts as noise")  # fmt: skip
+    if inherit_seed and _differing_parents(usable, x):
+        yield ("Trials of one size and seed start from several models trained as long: they count as replicates, and "
+               "what these models differ in counts as noise; select parents with [from] where")  # fmt: skip
     copies = int(usable.dropna(subset=[LOSS]).duplicated([x.column, "seed", LOSS]).sum())
     if copies:
         few = "trial repeats" if copies == 1 else "trials repeat"
         yield f"{copies} {few} size, seed and loss of another exactly: a copy counts as an independent run"
+
+
+def _differing_parents(usable: pd.DataFrame, x: SizeAxis) -> bool:
+    """Return whether trials of one size, seed, and cost of what came before have several parents."""
+    alike = [x.column, "seed", "parent_flops"]
+    if not {*alike, "parent_trial_id"} <= {*usable}:
+        return False
+    return bool((usable.groupby(alike)["parent_trial_id"].nunique() > 1).any())

@@ -191,7 +191,8 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     usable, notes = best_over(trials[trials["valid"]], tuned_axes(definition), x)
     law, holds_out = str(options.get("law") or "power"), options.get("holdout", "largest") != "none"
     known = {x.column, *tuned_axes(definition), *split_columns(trials, definition)}
-    notes = (*notes, *replicate_notes(usable, x, known))
+    own_seed = "seed" in (definition.get("fields") or {"seed": None})  # older definitions do not tell
+    notes = (*notes, *replicate_notes(usable, x, known, inherit_seed=not own_seed))
     if len(usable) > MAX_POINTS:
         notes += (f"each fit takes {MAX_POINTS:,} of {len(usable):,} trials, spread evenly over sizes and seeds",)
     return Series(label, x, trials, usable, law, holds_out, notes)

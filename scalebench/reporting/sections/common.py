@@ -135,7 +135,7 @@ class StudySection:
             conclusions=self.conclusions(study),
             counts=counts(study),
             missing=study.missing,
-            notes=tuple(note for series in study.series for note in series.notes),
+            notes=tuple(dict.fromkeys(note for series in study.series for note in series.notes)),
             figures=draw_figures(name, (*specs, *OF_STUDY), study),
             strip=strip_of(study) if self.strip else None,
             axes=axes_table(definition),
