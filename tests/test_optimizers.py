@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from support import train_spec
 from torch.optim import AdamW
 
+from scalebench.errors import InputError
 from scalebench.families import FAMILIES, gpt, linear, mlp
 from scalebench.optim.muon import Muon, orthogonalised
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
@@ -134,8 +136,12 @@ def test_muon_asks_for_the_outer_layers_of_an_unknown_model() -> None:
             super().__init__()
             self.layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3))
 
-    with pytest.raises(ValueError, match="first and last layers of Model: name them in OUTER"):
-        hidden_matrices(Model())
+    model: Any = Model()
+    with pytest.raises(InputError, match="first and last layers of Model: name them in OUTER"):
+        hidden_matrices(model)
+    model.OUTER = ("layers.0", "absent")
+    with pytest.raises(InputError, match="OUTER of Model: .*absent"):
+        hidden_matrices(model)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (8, 8)])

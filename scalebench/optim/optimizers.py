@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scalebench.errors import InputError
 from scalebench.optim.fused import OptimizerSpec, build_fused_optimizer
 
 if TYPE_CHECKING:
@@ -141,16 +142,26 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 
 def _outer_layers(model: nn.Module) -> list[nn.Module]:
-    """Return embeddings, and the layers that read a model's input and write its output."""
+    """Return embeddings, and the layers that read a model's input and write its output.
+
+    Raises ``InputError`` for a model that does not name them.
+    """
     from torch import nn
 
     embeddings: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if isinstance(model, nn.Sequential | nn.Linear):
         return embeddings + [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     outer: tuple[str, ...] | None = getattr(model, "OUTER", None)
+    kind = type(model).__name__
     if outer is None:
-        raise ValueError(f"muon needs to know the first and last layers of {type(model).__name__}: name them in OUTER")
-    return embeddings + [model.get_submodule(name) for name in outer]
+        raise InputError(
+            f"model.family: muon and pruning need to know the first and last layers of {kind}: name them in OUTER "
+            'of its class, as in OUTER = ("output",)'
+        )
+    try:
+        return embeddings + [model.get_submodule(name) for name in outer]
+    except AttributeError as error:
+        raise InputError(f"model.family: OUTER of {kind}: {error}") from error
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
