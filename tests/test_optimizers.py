@@ -140,7 +140,7 @@ def test_muon_asks_for_the_outer_layers_of_an_unknown_model() -> None:
     with pytest.raises(InputError, match="first and last layers of Model: name them in OUTER"):
         hidden_matrices(model)
     model.OUTER = ("layers.0", "absent")
-    with pytest.raises(InputError, match="OUTER of Model: .*absent"):
+    with pytest.raises(InputError, match=r"OUTER of Model: .*absent"):
         hidden_matrices(model)
 
 
