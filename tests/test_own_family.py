@@ -114,6 +114,29 @@ def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | 
     assert line in only
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("return 0.08 / config.width**0.5", "return 1 / 0", "model.py:{number}: ZeroDivisionError"),
+        ("return 0.08 / config.width**0.5", "return float('nan')", "learning_rate() of model.py returns nan"),
+        ("length = sequence_length or 1", "length = [][1]", "model.py:{number}: IndexError"),
+        (
+            "vocab_size: int = 256",
+            "vocab_size: int = 256\n    seed: int = 1",
+            "model.seed: the Config of model.py has a field with the name of",
+        ),
+    ],
+)
+def test_an_error_in_a_function_of_the_file_is_one_line(folder: Path, before: str, after: str, line: str) -> None:
+    example = (folder / "model.py").read_text()
+    assert before in example
+    (folder / "model.py").write_text(example.replace(before, after))
+    line = line.format(number=1 + example[: example.index(before)].count("\n"))
+    with pytest.raises(StudyError) as caught:
+        plan(load_study("own.toml"))
+    assert all(line in each for each in caught.value.lines)
+
+
 @pytest.mark.parametrize("written", ["@dataclass", "class Plain: pass\n\n@dataclass(frozen=False)"])
 def test_a_configuration_that_could_be_changed_is_refused(folder: Path, written: str) -> None:
     example = (folder / "model.py").read_text()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ from scalebench.store import expanded
 
 ENDING = ".py"
 REQUIRED = ("Config", "DATA", "build", "config_for", "count", "defaults", "learning_rate", "task")
+PLANNED = ("config_for", "count", "defaults", "learning_rate", "task")  # functions that a plan calls
 DEFAULTS: dict[str, Any] = {
     "TAKES": object,
     "SEQUENCES": True,
@@ -31,6 +32,22 @@ DEFAULTS: dict[str, Any] = {
     "SIZES": {},
     "parallelize": shard_blocks,
 }
+
+# What the code of a file may raise: everything but an interrupt and exhausted memory.
+ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemExit,
+    TypeError,
+    ValueError,
+)
 
 
 class Families(dict[str, Family]):
@@ -95,6 +112,8 @@ def _loaded(path: Path, content: bytes) -> Any:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; scalebench/families/base.py documents each")
     if not _is_frozen(module.Config):
         raise InputError(f"{path}: Config must be a frozen dataclass; write @dataclass(frozen=True) above it")
+    for name in PLANNED:
+        setattr(module, name, _reporting(path, getattr(module, name)))
     summary = (module.__doc__ or path.stem).strip().splitlines()[0]
     for name, value in (DEFAULTS | {"SUMMARY": summary, "explicit": module.Config}).items():
         module.__dict__.setdefault(name, value)
@@ -115,23 +134,29 @@ def _imported(path: Path, content: bytes) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the user's own code; not from __pycache__
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        NameError,
-        OSError,
-        RuntimeError,
-        SyntaxError,
-        SystemExit,
-        TypeError,
-        ValueError,
-    ) as error:
+    except ERRORS as error:
         del sys.modules[name]
-        raise InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+        raise _as_input_error(path, error) from error
     return module
+
+
+def _reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the file that raises its errors as ``InputError``, with the line that raised them."""
+
+    @wraps(function)
+    def call(*values: Any, **options: Any) -> Any:
+        try:
+            return function(*values, **options)
+        except InputError:  # a size that cannot be reached, for example
+            raise
+        except ERRORS as error:
+            raise _as_input_error(path, error) from error
+
+    return call
+
+
+def _as_input_error(path: Path, error: BaseException) -> InputError:
+    return InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}")
 
 
 def _line_of(error: BaseException, path: Path) -> str:

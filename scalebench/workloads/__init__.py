@@ -16,7 +16,7 @@ from scalebench.families import FAMILIES, ForeignCodeError, check_named
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
 from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
-from scalebench.workloads.base import Workload, spec_columns
+from scalebench.workloads.base import TRIAL_COLUMNS, Workload, spec_columns
 
 __all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial", "trial_of"]
 
@@ -28,24 +28,6 @@ WORKLOADS: dict[str, Workload] = {
     "quantize": quantize,
     "prune": prune,
 }
-
-# What is planned of every trial, whatever is done in it.
-TRIAL_COLUMNS = (
-    Column("command", "", "command that ran the study"),
-    Column("family", "", "model family"),
-    Column("family_sha256", "", "SHA-256 of the file that the family comes from; null for a family that ships"),
-    Column("requested_params", "1", "requested size (model.params)"),
-    Column("size", "", "requested published size (model.size)"),
-    Column("source", "", "data source"),
-    Column("data_vocab_size", "1", "requested vocabulary size (data.vocab_size)"),
-    Column("data_sha256", "", "SHA-256 of the data"),
-    Column("validation_fraction", "1", "share of the data held out"),
-    Column("noise_std", "1", "standard deviation of the noise of generated targets"),
-    Column("parent_trial_id", "", "trial whose weights this one started from ([from])"),
-    Column("parent_study", "", "study that the parent belongs to"),
-    Column("parent_weights_sha256", "", "SHA-256 of the parent's weights"),
-    Column("parent_flops", "FLOP", "FLOPs of the parent and of all its own parents"),
-)
 
 
 def columns_of(name: str) -> tuple[Column, ...]:

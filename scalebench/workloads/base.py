@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scalebench.data import Data
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts, Family
-from scalebench.store import Column
+from scalebench.families.own import ENDING
+from scalebench.store import ENVIRONMENT_COLUMNS, STORE_COLUMNS, Column
 from scalebench.study import DataSpec, Trial
 from scalebench.study import Section as Table
 
@@ -32,6 +33,24 @@ SIZE_COLUMNS = (
     Column("params", "1", "parameters, tied ones once"),
     Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
     Column("params_active", "1", "parameters that one token passes through"),
+)
+
+# What is planned of every trial, whatever is done in it.
+TRIAL_COLUMNS = (
+    Column("command", "", "command that ran the study"),
+    Column("family", "", "model family"),
+    Column("family_sha256", "", "SHA-256 of the file that the family comes from; null for a family that ships"),
+    Column("requested_params", "1", "requested size (model.params)"),
+    Column("size", "", "requested published size (model.size)"),
+    Column("source", "", "data source"),
+    Column("data_vocab_size", "1", "requested vocabulary size (data.vocab_size)"),
+    Column("data_sha256", "", "SHA-256 of the data"),
+    Column("validation_fraction", "1", "share of the data held out"),
+    Column("noise_std", "1", "standard deviation of the noise of generated targets"),
+    Column("parent_trial_id", "", "trial whose weights this one started from ([from])"),
+    Column("parent_study", "", "study that the parent belongs to"),
+    Column("parent_weights_sha256", "", "SHA-256 of the parent's weights"),
+    Column("parent_flops", "FLOP", "FLOPs of the parent and of all its own parents"),
 )
 
 
@@ -165,8 +184,21 @@ def offering(capability: str) -> str:
     return f"families that can: {', '.join(names)}"
 
 
+def check_fields(request: Request, values: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for a field of a user's Config whose column in the results has another meaning."""
+    taken = {*values, *(column.name for column in (*STORE_COLUMNS, *TRIAL_COLUMNS, *ENVIRONMENT_COLUMNS))}
+    if request.family_name.endswith(ENDING) and (
+        names := [field.name for field in fields(request.family.Config) if field.name in taken]
+    ):
+        raise InputError(
+            f"model.{names[0]}: the Config of {request.family_name} has a field with the name of another column of the "
+            "results; rename it"
+        )
+
+
 def check_implementation(request: Request, values: Mapping[str, Any], table: str) -> None:
-    """Raise ``InputError`` for an implementation that the family lacks."""
+    """Raise ``InputError`` for an implementation that the family lacks, or a Config with a column's name."""
+    check_fields(request, values)
     known, implementation = request.family.IMPLEMENTATIONS, values["implementation"]
     if implementation not in known:
         raise InputError(

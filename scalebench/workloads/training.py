@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ COLUMNS = (
 
 def decide(request: Request) -> Decided:
     """Decide a trial's steps, learning rate, weight decay and graph; a continued run goes on as its parent did."""
-    name, family = request.family_name, request.family
+    name = request.family_name
     values = _filled(request)
     check_served(request, values, "train")
     length = values["sequence_length"] = _sequence_length(request, values.get("sequence_length"))
@@ -93,7 +94,7 @@ def decide(request: Request) -> Decided:
     values["steps"] = _steps(budget, counts, values["batch_size"], length)
     optimizer = OPTIMIZERS[values["optimizer"]]
     if values["learning_rate"] == "auto":
-        values["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
+        values["learning_rate"] = _family_rate(request, config) * optimizer.rate_factor
     values.setdefault("weight_decay", optimizer.weight_decay)
     values["graph"] = decided_graph(name, values)
     _check_update(request, config, values)
@@ -101,10 +102,18 @@ def decide(request: Request) -> Decided:
     values["gradient_sums"] &= values["implementation"] == "fused" and values["precision"] != "float32"
     if values["accumulation"] > (size := values["batch_size"]):
         raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
-    if values["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
+    if values["checkpointing"] and "checkpointing" not in request.family.CAPABILITIES:
         raise InputError(f"train.checkpointing: {name} has no blocks to recompute; {offering('checkpointing')}")
     values["parallel"] = decided_parallel(values, continues=request.continues)
     return Decided(TrainSpec.model_construct(**values), config, counts)
+
+
+def _family_rate(request: Request, config: Any) -> float:
+    """Return the learning rate by the family's rule. Raises ``InputError`` for one that is not a positive number."""
+    rate = request.family.learning_rate(config)
+    if not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        raise InputError(f"model.family: learning_rate() of {request.family_name} returns {rate!r}, no positive number")
+    return float(rate)
 
 
 def _check_update(request: Request, config: Any, values: dict[str, Any]) -> None:
