@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,6 +23,7 @@ from drivers import Drivers
 from support import PLACEMENT, SMALL, child_environment
 
 from scalebench import store
+from scalebench.cli.commands import watch
 from scalebench.cli.commands.watch import time_left_s
 from scalebench.running.claims import driving
 from scalebench.running.engines import ENGINES
@@ -145,13 +147,19 @@ def test_status_counts_running_trials_of_living_drivers(scripted, command: Comma
     assert json.loads(command("status", "results", "--json")[1])["studies"]["small"]["missing"] == 1
 
 
-def test_watching_ends_with_the_last_driver_and_tells_what_is_left(scripted, command: Command, tmp_path: Path) -> None:
+def test_watching_ends_with_the_last_driver_and_tells_what_is_left(
+    scripted, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=looks.append))
     scripted()
     command(*RUN, "--fail-fast")
     _, out, _ = command("status", "results", "--watch")
     assert "small: 2/4 done, 0 running, 1 failed" in out
+    assert not looks
     with driving(tmp_path / "results" / "small"):
         assert "0 running" in command("status", "results", "--watch")[1]  # a driver without a trial
+    assert len(looks) == watch.IDLE_LOOKS  # it may be between two
 
 
 def test_time_left_is_the_fitted_cost_of_the_trials_to_come() -> None:

@@ -16,6 +16,7 @@ from scalebench.running.claims import Observer
 from scalebench.store.plans import planned_ids
 
 LOOK_EVERY_S = 2.0
+IDLE_LOOKS = 15  # how often to look again where a driver runs no trial: it starts, or is between two
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class StudyProgress:
 
 
 def watch_studies(results: Path) -> None:
-    """Print a line per study whenever its progress changes, until no driver runs a trial."""
+    """Print a line per study whenever its progress changes, until no driver is left, or none has run a trial for long.
+
+    A driver has no trial while it starts and between two trials.
+    """
     printed: dict[str, str] = {}
+    idle = 0
     observers = {folder: Observer(folder) for folder in store.study_dirs(results)}
     while True:
         stored = store.read_results(results)
@@ -50,9 +55,15 @@ def watch_studies(results: Path) -> None:
             if printed.get(name) != (line := state.line(name)):
                 printed[name] = line
                 say(line)
-        if not any(state.running for state in progress.values()):
+        idle = 0 if any(state.running for state in progress.values()) else idle + 1
+        if idle and (idle > IDLE_LOOKS or not any(_driven(*each) for each in observers.items())):
             return
         time.sleep(LOOK_EVERY_S)
+
+
+def _driven(study_dir: Path, observer: Observer) -> bool:
+    """Return whether a driver of a study is alive."""
+    return any(observer.alive(path.stem) for path in (study_dir / "drivers").glob("*.json"))
 
 
 def running_trials(study_dir: Path, observer: Observer, ids: tuple[str, ...]) -> list[Path]:
