@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def test_parents_that_did_not_end_ok_are_counted_by_status(tmp_path: Path) -> No
     store.write_json(attempt / "trial.json", header)
     store.write_record(attempt, header["identity"] | {"status": "diverged"})
     written(tmp_path, child=CHILD)
-    with pytest.raises(StudyError, match=r"has no ok trial: 1 diverged; to make its parents.* --retry diverged$"):
+    command = f"scalebench run {re.escape(str(path))} --set .* --retry diverged"  # a study beside the child's, by path
+    with pytest.raises(StudyError, match=f"has no ok trial: 1 diverged; to make its parents: {command}$"):
         plan(load_study(tmp_path / "child.toml"), tmp_path / "results")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def parent_files(study: Study) -> dict[str, Path]:
     origin = Path(study.origin)
     beside = sorted(origin.parent.glob("*.toml")) if origin.exists() else []
     return {path.stem: path for path in [*sorted(studies_dir().glob("*.toml")), *beside]}
+
+
+def run_argument(study: Study, parent: str) -> str:
+    """Return what `scalebench run` takes to run a parent: the path of its file, or the name of one that ships."""
+    path = parent_files(study).get(parent)
+    return parent if path is None or path.parent == studies_dir() else shlex.quote(str(path))
 
 
 def check_circle(study: Study) -> None:

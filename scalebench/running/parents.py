@@ -16,7 +16,7 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError, number_of
 from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.families.outline import outline
-from scalebench.running.lineage import check_circle
+from scalebench.running.lineage import check_circle, run_argument
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Request
@@ -128,7 +128,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
         return [None]
     check_circle(study)
     path = results / source.study if source.study is not None else Path(source.results or "")
-    name = source.study or "STUDY"
+    name = "STUDY" if source.study is None else run_argument(study, source.study)
     place = path.parent if source.study is not None else path
     again = f"scalebench run {name} --set run.checkpoint=true --results {shlex.quote(str(place))}"
     try:
