@@ -10,6 +10,7 @@ from parent_support import CONTINUED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
 
 from scalebench import store
+from scalebench.cli.app import main
 from scalebench.running.planning import load_study
 from scalebench.running.sweep import survey
 
@@ -53,6 +54,15 @@ def test_keeping_checkpoints_does_not_change_a_run(base: Path, tmp_path: Path) -
     assert {path.name for path in Path(row["attempt_dir"]).glob("step-*/*")} == {
         "weights.safetensors", "state.safetensors",
     }  # fmt: skip
+
+
+def test_checkpoints_count_as_parents_in_the_plan(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "branch.toml").write_text(BRANCH)
+    with pytest.raises(SystemExit):
+        main(["plan", str(copied / "branch.toml"), "--results", str(copied / "results")])
+    printed = capsys.readouterr().out
+    assert "axes: parents (2) = 2\n" in printed
+    assert printed.count("\ncontinues ") == 2
 
 
 def test_a_branch_has_its_own_budget_where_the_file_names_one(copied: Path) -> None:

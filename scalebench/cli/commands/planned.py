@@ -66,7 +66,7 @@ def show_plan(
         check_memory(() if force else sweep.missing)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
-    say(*_axes_lines(study, len(sweep.planned)), *_warm_up_lines(sweep.planned))
+    say(*_axes_lines(study, sweep.planned), *_warm_up_lines(sweep.planned))
     say(*_earlier_lines(sweep, rate.flops_per_s))
     say(*(ensembles.sentences() if ensembles else ()))
     for parent in parents[: None if every else SHOWN_SIZES]:
@@ -79,18 +79,20 @@ def show_plan(
     return 0
 
 
-def _axes_lines(study: Study, trials_planned: int) -> list[str]:
-    """Name the axes that multiply to the number of trials, those of [[zip]] as one, and what is excluded."""
+def _axes_lines(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
+    """Name the axes that multiply to the number of trials: parents, those of [[zip]] as one; and what is excluded."""
     together = [entry.axes() for entry in study.zipped]
     zipped = {name for entry in together for name in entry}
     factors = {name: len(values) for name, values in study.axes().items() if len(values) > 1 and name not in zipped}
     factors |= {" with ".join(entry): len(next(iter(entry.values()))) for entry in together}
+    parents = len(_parents(planned))
+    factors = ({"parents": parents} if parents > 1 else {}) | factors
     if not factors:
         return []
     product = math.prod(factors.values())
     text = f"axes: {' × '.join(f'{name} ({count})' for name, count in factors.items())} = {product}"
-    if study.parents is None and product > trials_planned:
-        text += f", {product - trials_planned} of them excluded or equal to others"
+    if product > len(planned):
+        text += f", {product - len(planned)} of them excluded or equal to others"
     return [text]
 
 
@@ -128,18 +130,18 @@ def _earlier_lines(sweep: Sweep, peak: float | None) -> list[str]:
 
 
 def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
-    """Return the trials whose weights the planned ones need, to start from or as teachers."""
-    parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
+    """Return the trials, or checkpoints of one, whose weights the planned ones need, to start from or as teachers."""
+    parents = {trial.parent.attempt: trial.parent for trial in planned if trial.parent is not None}
     return [
         {
-            "trial_id": trial_id,
+            "trial_id": parent.trial_id,
             "attempt": str(parent.attempt),
             "flops": parent.flops,
             "weights_sha256": parent.identity.weights_sha256,
             "starts": parent.starts,
             "continued": parent.identity.state_sha256 is not None,
         }
-        for trial_id, parent in parents.items()
+        for parent in parents.values()
     ]
 
 
