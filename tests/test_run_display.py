@@ -70,6 +70,14 @@ def test_equal_reasons_are_printed_once_and_counted(sweep) -> None:
     assert shown.repeated() == ["3 trials failed: no room"]
 
 
+def test_a_reason_of_several_lines_is_printed_in_one(sweep) -> None:
+    shown, text = sweep
+    row = {"trial_id": "t1", "status": "failed", "error_message": f"no room:\n  {'x' * 600}\n", "error_class": "E"}
+    shown.finish(row, as_json=False)
+    (line,) = text.getvalue().splitlines()
+    assert line == f"t1 failed: no room: {'x' * 491}… (609 characters)"
+
+
 def test_plan_names_the_axes_that_multiply_and_what_is_excluded(command, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(STUDY)
     _, out, _ = command("plan", "tiny.toml")

@@ -22,6 +22,7 @@ from scalebench.store import json_safe
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WIDTH = 80  # where there is no terminal
 GAP = 2  # spaces between columns
+LONGEST_MESSAGE = 500  # characters of an error
 NARROWEST_TEXT = 16  # a column of text is wrapped down to this, unless a word in it is longer
 
 
@@ -49,6 +50,12 @@ def say(*lines: str) -> None:
 def visible(text: str) -> str:
     """Return a text with plain spaces, and with escapes for control characters, which could change other lines."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text.replace(quantities.NBSP, " "))
+
+
+def one_line(message: object) -> str:
+    """Return an error's message in one line, and only the beginning of one that would fill the screen."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}… ({len(text):,} characters)"
 
 
 def say_exactly(*lines: str) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scalebench.cli.output import duration, print_json_line, quantity
+from scalebench.cli.output import duration, one_line, print_json_line, quantity
 from scalebench.running.engines.base import is_waiting, last_beat, last_step
 
 LINE_EVERY_S = 30.0
@@ -162,7 +162,7 @@ class SweepProgress:
             names = ("trial_id", "status", "error_class", "error_message", "params", "validation_loss_nats")
             print_json_line("run", "trial", {name: row.get(name) for name in names})
         elif row["status"] != "ok":
-            reason = f"{row['status']}: {row['error_message'] or row['error_class']}"
+            reason = f"{row['status']}: {one_line(row['error_message'] or row['error_class'])}"
             self._reasons[reason] += 1
             if self._reasons[reason] == 1:
                 self.display.line(f"{row['trial_id']} {reason}")

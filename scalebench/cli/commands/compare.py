@@ -12,16 +12,15 @@ import psutil
 
 from scalebench.analysis.suite import SuiteSummary, summarize_suite
 from scalebench.cli.counted import counted
-from scalebench.cli.output import duration, print_json, quantity, say, table, warn
+from scalebench.cli.output import duration, one_line, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
-from scalebench.errors import InputError, number_of, shortened
+from scalebench.errors import InputError, number_of
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
 
 COMPLAINTS = 3
-LONGEST = 400  # characters of an error that are printed; its row has more
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
 NOTHING = ("", "-", "—", "unchecked")  # cells without a value
 HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
@@ -162,7 +161,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     lines = [
-        f"{name} {status} in {number_of(count, 'case')}: {shortened(text, LONGEST)}"
+        f"{name} {status} in {number_of(count, 'case')}: {one_line(text)}"
         for (name, status, text), count in counts.items()
     ]
     lines += [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
-from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
+from scalebench.cli.output import one_line, print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.comparison.killed import comparisons_in
 from scalebench.errors import number_of
 from scalebench.running.claims import Observer
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MOST_ALIKE = 10  # failures of one kind that are all listed
 FIRST_IDS = 3
-LONGEST_MESSAGE = 500
 
 
 def show_status(results: Path, *, as_json: bool) -> int:
@@ -58,14 +57,14 @@ def show_status(results: Path, *, as_json: bool) -> int:
         if rows:
             table(str(results), ("study", *used), rows)
         reasons = (
-            f"{row.study!s}/{row.trial_id!s} {row.status!s}: {shortened(row.error_message or row.error_class)}"
+            f"{row.study!s}/{row.trial_id!s} {row.status!s}: {one_line(row.error_message or row.error_class)}"
             for row in failed.itertuples(index=False)
         )
         say(*counted(reasons, MOST_ALIKE))
         say(*(line for name in stored.studies for line in _chain_lines(name, chains[name])))
         say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
-        say(*(f"damaged, counts as missing: {shortened(line)}" for line in counted(damaged)))
+        say(*(f"damaged, counts as missing: {one_line(line)}" for line in counted(damaged)))
         say(*stored.incomplete, *_notes(stored, planned))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
     return 0 if complete and not damaged else 1
@@ -83,12 +82,6 @@ def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
         f"; its parents are in {place}{'' if Path(place).exists() else ', which is no longer there'}" if place else ""
     )
     return [f"{name} started from: {links}; {quantity(cost_of(chain), 'FLOP')} in all{where}"]
-
-
-def shortened(message: object) -> str:
-    """Return the beginning of a message that would fill the screen."""
-    text = str(message)
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}… ({len(text):,} characters)"
 
 
 def _unfinished(stored: store.Results, name: str) -> list[str]:

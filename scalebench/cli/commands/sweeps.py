@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.live_page import LivePage
-from scalebench.cli.output import duration, print_json_line, quantity, say, say_exactly, trials, warn
+from scalebench.cli.output import duration, one_line, print_json_line, quantity, say, say_exactly, trials, warn
 from scalebench.errors import StudyError, number_of, unknown
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def _conclude(
     say(f"{sweep.executed} executed in {duration(elapsed_s)}: {statuses}")
     wrong = {trial_id: row for trial_id, row in sweep.rows.items() if row["status"] != "ok"}
     lines = counted(
-        f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}" for trial_id, row in wrong.items()
+        f"{trial_id} {row['status']}: {one_line(row['error_message'] or row['error_class'])}"
+        for trial_id, row in wrong.items()
     )
     say(*lines[:SHOWN_TRIALS])
     if len(lines) > SHOWN_TRIALS:
