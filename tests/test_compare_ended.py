@@ -11,7 +11,8 @@ import pytest
 from comparison_support import forked_processes  # noqa: F401 - a fixture
 
 import scalebench
-from scalebench.comparison import Options, close_run, measure, plan_comparison
+from scalebench.cli.commands.compare import _print
+from scalebench.comparison import Comparison, Options, close_run, measure, plan_comparison
 from scalebench.comparison.ceilings import measure_ceilings
 from scalebench.comparison.failure import failure
 from scalebench.comparison.runner import run_processes
@@ -143,3 +144,11 @@ def test_the_command_starts_without_what_compiles_models() -> None:
 def test_a_provider_that_runs_out_of_memory_is_oom() -> None:
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     assert [failure(each)["status"] for each in (error, MemoryError(), ValueError())] == ["oom", "oom", "failed"]
+
+
+def test_an_interrupt_before_the_first_case_is_done_prints_no_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = Comparison(Path("r/run-1"), [], "interrupted", ("a case",))
+    assert _print(comparison, as_json=False) == 3
+    printed = capsys.readouterr()
+    assert printed.out == "nothing was measured: r/run-1\n"
+    assert printed.err == "ended early: interrupted; not measured: a case\n"

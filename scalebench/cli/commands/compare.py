@@ -69,11 +69,15 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
     code = 3 if comparison.ended == "interrupted" else 0 if comparison.good else 1
     if comparison.ended:
         left = f"; not measured: {', '.join(comparison.not_measured)}" if comparison.not_measured else ""
-        warn(f"ended early, what was measured is kept: {comparison.ended}{left}")
+        kept = ", what was measured is kept" if comparison.rows else ""
+        warn(f"ended early{kept}: {comparison.ended}{left}")
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         summaries = [asdict(summary) for summary in summarize_suite(comparison.rows)]
         print_json("compare", {"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
+        return code
+    if not comparison.rows:
+        say(f"nothing was measured: {comparison.run}")
         return code
     lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
