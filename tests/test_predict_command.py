@@ -112,7 +112,7 @@ def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path
     code, _, err = command("predict", "planted", "--params", "3e6")
     assert code == 2
     (line,) = err.strip().splitlines()
-    assert "holds 2 series: eager; sdpa; choose one, as in --where" in line
+    assert "holds 2 series: eager; sdpa; choose one, as in --where \"implementation == 'eager'\"" in line
     _, out, _ = command("predict", "planted", "--params", "3e6", "--where", "implementation == 'sdpa'", "--json")
     assert json.loads(out)["answers"]["step_time"]["value"] == pytest.approx(3 * (2e-3 + 50e-9 * 3e6), rel=0.02)
 

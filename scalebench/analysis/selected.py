@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
 from scalebench.errors import InputError
@@ -49,9 +50,20 @@ def select_study(path: Path, where: str | None) -> StudyAnalysis:
     study = StudyAnalysis(name, of_any_length(definition), select_trials(path, results, where), left_out=left_out)
     if len(study.series) > 1:
         labels = "; ".join(series.label for series in study.series)
-        example = "--where \"implementation == 'sdpa'\""
+        example = f'--where "{_of_first_series(study)}"'
         raise InputError([f"{path}: holds {len(study.series)} series: {labels}; choose one, as in {example}"])
     return study
+
+
+def _of_first_series(study: StudyAnalysis) -> str:
+    """Return the expression that selects the first series: the settings that tell it from the others."""
+    trials = study.series[0].trials
+    values = {name: trials[name].iloc[0] for name in split_columns(study.trials, study.definition)}
+    known = {name: value for name, value in values.items() if pd.notna(value)}
+    return " and ".join(
+        f"{name} == {value!r}" if isinstance(value, str) else f"{name} == {setting_text(value)}"
+        for name, value in known.items()
+    )
 
 
 def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
