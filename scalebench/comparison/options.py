@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from scalekernels import OPERATIONS
 
 from scalebench.errors import InputError, unknown
@@ -15,7 +15,17 @@ from scalebench.errors import InputError, unknown
 # The operations that can be compared, as the command line spells them, and the module of each.
 OPERATION_MODULES = {name.replace("_", "-"): f"scalekernels.{name}" for name in OPERATIONS}
 
+
+def _whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """Read a whole number; cyclopts would round 1.5, and reports the ``ValueError``."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
+
+
 Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+Whole = Annotated[int, Parameter(converter=_whole)]  # of every command
 
 
 @Parameter(name="*")
@@ -63,11 +73,11 @@ class Options:
     backward: Annotated[bool, Parameter(negative=())] = False
     baseline: str = "eager"
     device: Annotated[str | None, Parameter(show_default=False)] = None
-    processes: Annotated[int | None, Parameter(show_default=False)] = None
+    processes: Annotated[Whole | None, Parameter(show_default=False)] = None
     seconds: float = 1.0
     noise: float = 0.005
     margin: float = 0.02
-    seed: int = 0
+    seed: Whole = 0
     minutes: Annotated[float | None, Parameter(show_default=False)] = None
     patience: float = 900.0
     graphs: bool = True
