@@ -37,3 +37,30 @@ def test_a_fraction_where_a_whole_number_is_needed_is_refused(command, arguments
     code, _, err = command(*arguments)
     assert code == 2
     assert f"{option}: {arguments[-1]!r} is not a whole number" in err
+
+
+@pytest.mark.parametrize("value", ["0", "-0.1", "1", "2", "nan"])
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("compare", "norm"), "--margin"),
+        (("compare", "norm"), "--noise"),
+        (("compare", "op", "--import", "b.json"), "--margin"),
+        (("diff", "a", "b"), "--margin"),
+    ],
+)
+def test_a_margin_or_noise_is_a_fraction_between_0_and_1(command, arguments, option: str, value: str) -> None:
+    code, _, err = command(*arguments, option, value)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith(option)
+    assert "greater than 0 and less than 1" in line
+
+
+def test_options_of_measuring_are_refused_for_files_that_are_imported(command) -> None:
+    options = ("--processes", 3, "--noise", 0.1, "--backward", "--no-graphs", "--shapes", "ladder")
+    code, _, err = command("compare", "op", "--import", "b.json", *options)
+    assert code == 2
+    refused = [line.split(":")[0] for line in err.splitlines()]
+    assert sorted(refused) == ["--backward", "--graphs", "--noise", "--processes", "--shapes"]
+    assert command("compare", "op", "--import", "b.json", "--margin", 0.1)[2].startswith("b.json")

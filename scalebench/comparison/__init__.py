@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.comparison.options import Options, check_operation, listed
+from scalebench.comparison.options import Options, check_operation, listed, out_of_range
 from scalebench.errors import InputError, expect, number_of, unknown
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
     wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
     if device == "cuda" and not cuda:
         wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
-    for name in ("processes", "seconds", "noise", "margin", "minutes", "patience"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            wrong.append(f"--{name} {value}: must be greater than 0")
-    return wrong
+    return [*wrong, *out_of_range(options)]
 
 
 def measure(

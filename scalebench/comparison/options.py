@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,9 +54,9 @@ class Options:
     seconds:
         Maximum sampling time per provider and case in each process.
     noise:
-        Stop sampling early once half the 95 % interval of the median is this fraction of the median.
+        Stop sampling early once half the 95 % interval of the median is this fraction of the median, below 1.
     margin:
-        Equivalence margin: ratios of times within 1 ± margin count as the same.
+        Equivalence margin, below 1: ratios of times within 1 ± margin count as the same.
     minutes:
         Stop after this time and keep what was measured.
     patience:
@@ -81,6 +81,29 @@ class Options:
     minutes: Annotated[float | None, Parameter(show_default=False)] = None
     patience: float = 900.0
     graphs: bool = True
+
+
+POSITIVE = ("processes", "seconds", "noise", "margin", "minutes", "patience")
+BELOW_ONE = ("noise", "margin")
+
+
+def out_of_range(options: Options) -> list[str]:
+    """Return a line for each option whose number makes no sense."""
+    values = {name: value for name in POSITIVE if (value := getattr(options, name)) is not None}
+    return [
+        f"--{name} {value}: must be greater than 0{' and less than 1' * (name in BELOW_ONE)}"
+        for name, value in values.items()
+        if not value > 0 or (name in BELOW_ONE and not value < 1)
+    ]
+
+
+def check_import(options: Options) -> None:
+    """Raise ``InputError`` for options that say how to measure, which is over when a file is imported."""
+    measuring = [field.name for field in fields(options) if field.name not in ("baseline", "margin")]
+    passed = [name for name in measuring if getattr(options, name) != getattr(Options, name)]
+    lines = [f"--{name}: has no effect on files that are imported; leave it out" for name in passed]
+    if lines := [*lines, *out_of_range(options)]:
+        raise InputError(lines)
 
 
 def listed(texts: str | Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
-from scalebench.comparison.options import OPERATION_MODULES
+from scalebench.comparison.options import OPERATION_MODULES, check_import
 from scalebench.errors import InputError, number_of
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
@@ -33,6 +33,7 @@ def run_compare(
     if imports:
         from scalebench.comparison.imported import import_files
 
+        check_import(options)
         margin, line = options.margin, command_line()
         imported, remarks = import_files(imports, operation, options.baseline, margin, results, line)
         warn(*counted(remarks))
