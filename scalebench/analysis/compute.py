@@ -13,20 +13,28 @@ from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.points.files import holds_trials, is_fit, open_table
-from scalebench.points.fit_file import open_fit
+from scalebench.points.fit_file import DEFAULT_LAW, check_columns, open_fit
 from scalebench.points.roles import LAWS_OF_ONE_INPUT
 from scalebench.points.table import read_columns, read_texts
 
 COSTS = ("flops_per_step", "steps", "stop_step", "first_step", "parent_flops")  # what training_flops reads
 
 
-def open_compute_fit(source: Path, law: str, by_role: Mapping[str, str], where: str | None) -> Fit:
+def open_compute_fit(source: Path, law: str | None, by_role: Mapping[str, str], where: str | None) -> Fit:
     """Return a fit of loss against training FLOPs, or of a law of size and data.
 
     Trials have their FLOPs; other points need a column of them. Raises ``InputError`` or ``StoreError``.
     """
-    if is_fit(source) or law not in LAWS_OF_ONE_INPUT:
+    if is_fit(source):
         return open_fit(source, law, by_role, where)
+    law = law or DEFAULT_LAW
+    if law not in LAWS_OF_ONE_INPUT:
+        fitted = open_fit(source, law, by_role, where)
+        check_columns(source, fitted.law, by_role)
+        return fitted
+    if unused := [f"--{role}-column: {law} of compute takes flops and loss; leave it out"
+                  for role in by_role if role not in ("flops", "loss")]:  # fmt: skip
+        raise InputError(unused)
     own_flops = holds_trials(source) and "flops" not in by_role
     try:
         return fit_law((_trials if own_flops else _columns)(source, by_role, where), law)

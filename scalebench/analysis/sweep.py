@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from scalebench.advice.optima import OptimumLaw, optimum_laws
-from scalebench.advice.settings import setting_line, unmodelled
+from scalebench.advice.settings import REPLICATES, setting_line, unmodelled
 from scalebench.analysis.replicates import SETTINGS
 from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS
-from scalebench.errors import InputError
+from scalebench.errors import InputError, unknown
 from scalebench.points.files import holds_trials, is_results, open_table
 from scalebench.points.table import read_columns, read_texts
 from scalebench.store import read_results
@@ -42,6 +42,9 @@ def optimum_laws_of(
     loss = loss_column or (LOSS if holds_trials(path) else "loss")
     options = {**dict.fromkeys(against, "--against"), **dict.fromkeys(optimised, "--optimised")}
     points = read_columns(path, {**names, "loss": loss}, where, options=options | {"loss": "--loss-column"}).values
+    present = open_table(path).names
+    if absent := [name for name in replicates if name not in present and name not in REPLICATES]:
+        raise InputError([f"{path}: --replicates: column {unknown(name, present)}" for name in absent])
     used = {*names, loss, *replicates}
     others = [name for name in _settings(path) if name not in used]
     lines = unmodelled_lines(points, read_texts(path, others, where), optimised, against)

@@ -87,4 +87,11 @@ Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
 Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
 Seconds = Annotated[float | None, Parameter(show_default=False, converter=_seconds)]  # 0.002, 2ms
 Bytes = Annotated[float | None, Parameter(show_default=False, converter=_bytes)]  # 40k, 40kB, 64KiB
-Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.", completer=completions.laws)]
+Law = Annotated[
+    str | None,
+    Parameter(
+        show_default=False,
+        help="The law to fit; `scalebench list` shows them (default: power).",
+        completer=completions.laws,
+    ),
+]

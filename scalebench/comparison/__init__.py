@@ -85,14 +85,16 @@ class ComparisonPlan:
 
 def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
-    check_operation(operation)  # before the import of torch, which takes seconds
-    import torch
+    check_operation(operation)
+    if wrong := out_of_range(options):
+        raise InputError(wrong)
+    import torch  # after what can be wrong without it: it takes seconds
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation
 
     chosen = load_operation(operation)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wrong = _wrong_options(options, kind, cuda=torch.cuda.is_available())
+    wrong = _wrong_device(kind, cuda=torch.cuda.is_available())
     known = list(chosen.module.providers())
     if options.baseline not in known:
         wrong.append(f"--baseline: {unknown(options.baseline, known)}")
@@ -112,11 +114,11 @@ def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     )
 
 
-def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
+def _wrong_device(device: str, *, cuda: bool) -> list[str]:
     wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
     if device == "cuda" and not cuda:
         wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
-    return [*wrong, *out_of_range(options)]
+    return wrong
 
 
 def measure(

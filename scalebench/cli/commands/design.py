@@ -13,7 +13,7 @@ from scalebench.analysis.compute import open_compute_fit
 from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
-from scalebench.points.fit_file import open_fit
+from scalebench.points.fit_file import check_columns, open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
@@ -29,7 +29,7 @@ SHOWN = 5  # alternatives that are printed
 
 def run_next(
     source: Path,
-    law: str,
+    law: str | None,
     columns: Mapping[str, str],
     where: str | None,
     target: Mapping[str, float],
@@ -44,6 +44,7 @@ def run_next(
     fit = open_fit(source, law, columns, where)
     _check_target(source, fit, target)
     _check_limits(fit, candidates, budget, reach, most)
+    check_columns(source, fit.law, columns)
     possible = _candidates(fit, candidates, budget) if candidates else candidate_grid(fit, GRID, reach)
     try:
         if budget is None:
@@ -78,6 +79,7 @@ def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach
     priced = {"params", "tokens"} <= set(fit.law.inputs) or "flops" in fit.law.inputs or candidates is not None
     wrong = {
         f"--reach {reach:g}: a positive number is needed": not reach > 0,
+        f"--reach {reach:g}: extends the grid, which --candidates replaces": reach != 1 and candidates is not None,
         f"--budget {budget}: a positive number of FLOPs is needed": budget is not None and not budget > 0,
         f"--budget: {fit.law.name} has no FLOPs of a trial; give --candidates FILE with a column flops": not (
             budget is None or priced
@@ -124,7 +126,7 @@ def _candidate(trial: Candidate) -> tuple[str, ...]:
 def run_worth(
     baseline: Path,
     changed: Path,
-    law: str,
+    law: str | None,
     columns: Mapping[str, str],
     where: str | None,
     loss: float | None,

@@ -23,6 +23,8 @@ def run_diff(
     """Print what changed from OLD to NEW; exit code 1 if something became worse."""
     if not 0 < margin < 1:
         raise InputError([f"--margin {margin:g}: must be greater than 0 and less than 1, such as 0.01"])
+    if markdown and as_json:
+        raise InputError(["--markdown and --json: the output has one format; give one"])
     frames = []
     for path in (old, new):
         results = store.of_plans(store.read_results(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class StudyProgress:
         return f"{name}: " + ", ".join(parts)
 
 
-def watch_studies(results: Path) -> None:
-    """Print a line per study whenever its progress changes, until no driver runs a trial."""
+def watch_studies(results: Path, tell: Callable[[str], None] = say) -> None:
+    """Print a line per study whenever its progress changes, until no driver runs a trial; ``tell`` prints it."""
     printed: dict[str, str] = {}
     observers = {folder: Observer(folder) for folder in store.study_dirs(results)}
     while True:
@@ -49,7 +49,7 @@ def watch_studies(results: Path) -> None:
         for name, state in progress.items():
             if printed.get(name) != (line := state.line(name)):
                 printed[name] = line
-                say(line)
+                tell(line)
         if not any(state.running for state in progress.values()):
             return
         time.sleep(LOOK_EVERY_S)
