@@ -17,11 +17,13 @@ from scalebench.laws.problem import Problem
 # By number of exponents: grid points per exponent.
 GRID_POINTS = {0: 1, 1: 64, 2: 32, 3: 12, 4: 7, 5: 5, 8: 2}
 STARTS = 8
-STARTS_MANY = 24  # with three exponents or more there are several local minima
+STARTS_MANY = 24  # with three exponents or more there are several local minima, with eight many
+STARTS_MOST = 48  # as fast as 24, see MANY
 BLOCK = 60_000  # residuals per block, to stay in the processor's cache
 ROWS = 4000  # with more rows, starts are compared on a sample
 GRID_ROWS = 1000
 GRID_ROWS_MANY = 250
+TIE = 1e-9  # relative difference of squares up to which two grid points are as good
 LEAST_PIVOT = 1e-4  # of a Cholesky factor that is as exact as eigenvectors
 LEAST_CURVATURE = 1e-12  # relative to the majorant
 MANY = 32  # systems from which eliminating all at once beats eigenvectors of each
@@ -41,10 +43,25 @@ def starts(problem: Problem) -> Array:
     thin = thinned(problem, GRID_ROWS if len(axes) < 3 else GRID_ROWS_MANY)
     with np.errstate(over="ignore", invalid="ignore"):  # grid points far from the data, which come last
         coefficients, squares = _project(thin, grid)
-    order = np.argsort(squares, kind="stable")
-    first = np.sort(np.unique(block[order], return_index=True)[1])
-    chosen = order[first[: STARTS if len(axes) < 3 else STARTS_MANY]]
+    order, tied = _ranked(squares)
+    first = np.unique(block[order], return_index=True)[1]
+    first = np.sort(first[np.unique(tied[first], return_index=True)[1]])
+    most = STARTS if len(axes) < 3 else STARTS_MANY if len(axes) < 8 else STARTS_MOST
+    chosen = order[first[:most]]
     return move(np.concatenate([coefficients[chosen], grid[chosen]], axis=1), thin, problem)
+
+
+def _ranked(squares: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Grid points by their squares [grid], lowest first, and ids 0, 1, … of those that tie, [grid].
+
+    Squares that differ by rounding alone tie, and such points are in the order of the grid: where a factor of the law
+    is 1 to rounding, or a term next to nothing, all values of its exponent give the same.
+    """
+    order = np.argsort(squares, kind="stable")
+    ascending = squares[order]
+    apart = ~(ascending[1:] <= ascending[:-1] * (1 + TIE))  # also what is not a number
+    tied = np.concatenate([[0], np.cumsum(apart)])
+    return order[np.lexsort((order, tied))], tied
 
 
 def _product(axes: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -67,9 +84,22 @@ def thinned(problem: Problem, rows: int) -> Problem:
         return problem
     # Ties are broken by the target, so that the order of the points does not matter.
     order = np.lexsort((problem.target, *problem.logs.values()))
-    sample = order[np.linspace(0, n - 1, rows).astype(np.intp)]
-    logs = {name: log[sample] for name, log in problem.logs.items()}
-    return replace(problem, logs=logs, target=problem.target[sample], weights=problem.weights[sample])
+    return _taken(problem, order[np.linspace(0, n - 1, rows).astype(np.intp)])
+
+
+def in_order(problem: Problem) -> Problem:
+    """The same problem, its rows in the order of the inputs, the first one before all, then of target and weight.
+
+    In another order sums differ by rounding, which where the loss is flat can become the whole difference between two
+    fits of the same points.
+    """
+    order = np.lexsort((problem.weights, problem.target, *reversed(problem.logs.values())))
+    return problem if (order[1:] > order[:-1]).all() else _taken(problem, order)
+
+
+def _taken(problem: Problem, rows: NDArray[np.intp]) -> Problem:
+    logs = {name: log[rows] for name, log in problem.logs.items()}
+    return replace(problem, logs=logs, target=problem.target[rows], weights=problem.weights[rows])
 
 
 def move(theta: Array, source: Problem, target: Problem) -> Array:
@@ -286,10 +316,10 @@ def minimise(problem: Problem, width: float) -> tuple[Array, Array, bool]:
 
     With many rows, starts are compared on a sample, and only the best continues on all rows.
     """
-    sample = thinned(problem, ROWS)
+    sample = in_order(thinned(problem, ROWS))
     theta, value, done = polish(sample, starts(sample), width)
     best = int(value.argmin())
-    if sample is problem:
+    if len(problem.target) <= ROWS:
         return theta[best], value, bool(done[best])
     theta, last, done = polish(problem, move(theta[best : best + 1], sample, problem), width)
     return theta[0], value * (last[0] / value[best]), bool(done[0])
