@@ -110,6 +110,10 @@ def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None
     table("", header, [_candidate(trial) for trial in design.chosen], text_columns=0)
     ratio, ends = bounded(design.narrowing, *(design.narrowing_interval or (math.nan, math.nan)))
     say("", f"expected interval afterwards: {after}, ×{ratio} of the width now ({ends})")
+    if design.noise:
+        say(f"the residuals show {design.noise}: each trial counts with the noise of its size")
+    if design.narrowing > 1:
+        say("none of these trials narrows it: they would add more noise than they tell")
     if design.unlimited is not None:
         count, narrowing = design.unlimited
         say(f"{trials(count)} within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
