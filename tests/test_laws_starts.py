@@ -9,7 +9,7 @@ from law_support import DISTILLED
 from scalebench.laws import LAWS, fit
 from scalebench.laws.points import read_points
 from scalebench.laws.posing import pose
-from scalebench.laws.solver import _ranked, in_order, starts
+from scalebench.laws.starts import _ranked, in_order, starts
 
 
 def students(noise: float = 0.01, seed: int = 0) -> dict[str, np.ndarray]:
