@@ -89,6 +89,17 @@ def load_results(*paths: str | Path) -> Results:
     return loaded
 
 
+def report(paths: str | Path | Sequence[str | Path], output: str | Path) -> Path:
+    """Write the report on one results folder or several to ``output`` and return it.
+
+    Raises ``InputError`` for what is no path, ``StoreError``.
+    """
+    from scalebench.reporting import report as write_report
+    from scalebench.running.dials import count_dial
+
+    return write_report(paths, output, count_dial)
+
+
 def load_fit(path: str | Path) -> Fit:
     """Return the fit that `scalebench fit POINTS --output FILE` wrote. Raises ``StoreError``."""
     _check_paths("load_fit", [path])
@@ -176,6 +187,7 @@ def predict(
     """
     from scalebench.analysis.predictions import predict_fit, predict_size
     from scalebench.analysis.selected import select_study
+    from scalebench.running.dials import count_dial
 
     values = {"params": params, "x": params, "tokens": tokens, **inputs}
     for name, value in values.items():
@@ -183,7 +195,7 @@ def predict(
     if isinstance(source, str | Path) and is_results(Path(source)):
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
-        study = select_study(Path(source), where)
+        study = select_study(Path(source), where, count_dial)
         return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
     law = _fit_of("predict", source, "power", where)
     known = {name: float(value) for name, value in values.items() if value is not None}
