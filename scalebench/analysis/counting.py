@@ -65,6 +65,8 @@ def _why_no_dials(trials: pd.DataFrame, *, stored: bool) -> str:
     families = trials.get("family", pd.Series(dtype=object)).dropna().astype(str).unique()
     if own := [name for name in families if name.endswith(".py")]:
         return f"its family is your own file {own[0]}, which does not run here"
+    if stored and trials.get("parent_trial_id", pd.Series(dtype=object)).notna().any():
+        return "the study of their parents does not store how model.params sets the model"
     if stored:
         return "the study does not train models whose size it sets by model.params"
     return "these results do not store how model.params sets the model: `scalebench run` of the same study adds that"

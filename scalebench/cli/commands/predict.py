@@ -158,7 +158,7 @@ def count_line(prediction: SizePrediction) -> str:
     if not any(predicted.quantity == "compute" and predicted.by == "law" for predicted in prediction.quantities):
         return ""
     plan = f"scalebench plan STUDY --set model.params={prediction.params:.6g}"
-    return f"compute is by the law, not counted; for a study of params, `{plan}` counts it"
+    return f"compute comes from a law, as the other quantities do: `{plan}` counts it for a study that sets params"
 
 
 def hold_out_line(rows: Sequence[Forecast], response: str) -> str:
