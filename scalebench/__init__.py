@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, report, tune, worth
+    from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, tune, worth
     from scalebench.comparison import compare
+    from scalebench.running.pages import report
     from scalebench.running.planning import load_study, plan
     from scalebench.running.sweep import run
 
@@ -39,10 +40,10 @@ _HOME = {
     "compare": "scalebench.comparison",
     "load_study": "scalebench.running.planning",
     "plan": "scalebench.running.planning",
+    "report": "scalebench.running.pages",
     "run": "scalebench.running.sweep",
     **dict.fromkeys(
-        ("fit", "load_fit", "load_results", "next_trial", "optimal", "predict", "report", "tune", "worth"),
-        "scalebench.api",
+        ("fit", "load_fit", "load_results", "next_trial", "optimal", "predict", "tune", "worth"), "scalebench.api"
     ),
 }
 

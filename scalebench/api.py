@@ -89,17 +89,6 @@ def load_results(*paths: str | Path) -> Results:
     return loaded
 
 
-def report(paths: str | Path | Sequence[str | Path], output: str | Path) -> Path:
-    """Write the report on one results folder or several to ``output`` and return it.
-
-    Raises ``InputError`` for what is no path, ``StoreError``.
-    """
-    from scalebench.reporting import report as write_report
-    from scalebench.running.dials import count_dial
-
-    return write_report(paths, output, count_dial)
-
-
 def load_fit(path: str | Path) -> Fit:
     """Return the fit that `scalebench fit POINTS --output FILE` wrote. Raises ``StoreError``."""
     _check_paths("load_fit", [path])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 from command_support import planted, write_study
 from parent_support import CHILD, PARENT, trained
-from support import SMALL
+from support import SMALL, child_environment
 
 import scalebench
 from scalebench import store
@@ -358,3 +360,12 @@ def test_a_caption_of_counted_and_fitted_compute_says_how_to_tell_them_apart() -
     assert compute_note([refused]) == compute_note([]) == ""
     assert "where it has no interval" in compute_note([counted, fitted])
     assert compute_note([fitted, refused], ["", "why"]).endswith("not counted: why.")
+
+
+@pytest.mark.slow
+def test_counting_waits_for_no_torch(planned) -> None:
+    code = (
+        "import sys; from scalebench.running.dials import count_dial; "
+        f"assert count_dial({dials_of(planned)[0]!r}, 1e5); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=child_environment())

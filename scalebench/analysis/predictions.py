@@ -209,10 +209,10 @@ def predict_compute(series: Series, params: float, steps: float | None) -> Predi
         compute = _over_steps(predicted(series.flops, params, "compute", "FLOP"), steps, "compute", "FLOP")
         why = series.counting.reason or f"no model of {params:.4g} parameters can be counted"
         return replace(compute, basis=f"by the law, not counted ({why}): {compute.basis}") if compute.value else compute
-    model = f"{built.family} with {built.params:,.0f} parameters, which params = {built.setting:.6g} gives"
-    step = PredictedQuantity("compute", "FLOP", built.flops_per_step, basis=model, counted=True)
-    total = _over_steps(step, steps, "compute", "FLOP")
-    return replace(total, basis=f"counted, {total.basis}") if total.value else total
+    step = PredictedQuantity("compute", "FLOP", built.flops_per_step, counted=True)
+    model = f"a {built.family} with {built.params:,.0f} parameters, which params = {built.setting:.6g} gives"
+    basis = f"counted: a step of {model}, times {steps or 0:,.0f} steps"
+    return replace(_over_steps(step, steps, "compute", "FLOP"), basis=basis if steps else "")
 
 
 def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:

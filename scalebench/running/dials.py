@@ -1,4 +1,7 @@
-"""How a study's models follow from ``model.params``: stored with its results, to count the compute of other sizes."""
+"""How a study's models follow from ``model.params``: stored with its results, to count the compute of other sizes.
+
+The families are imported on use: a prediction from results without dials does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.counting import Built
 from scalebench.errors import InputError
 
 if TYPE_CHECKING:
+    from scalebench.analysis.counting import Built
     from scalebench.running.planning import PlannedTrial
 
 COUNTED = "training"  # the workload whose steps cost what the family counts, and nothing else
@@ -84,6 +87,7 @@ def count_dial(dial: Mapping[str, Any], setting: float) -> Built | None:
     Imports the families, but neither torch nor a user's own file, and opens no data. The dial is as ``read_study``
     returns it.
     """
+    from scalebench.analysis.counting import Built
     from scalebench.families import FAMILIES, check_fields
     from scalebench.workloads.base import step_flops
 
