@@ -248,6 +248,17 @@ def test_a_dial_that_does_not_give_the_flops_of_every_trial_does_not_count(plann
     assert counting_of(trials, {"dials": dials}, count_dial).at(6e5) is None
 
 
+def test_a_run_continued_with_other_steps_is_not_counted(planned) -> None:
+    """Its data are those of both runs, and a step of its parent took other FLOPs."""
+    trials, dials = frame(planned), dials_of(planned)
+    whole = trials.assign(first_step=100, parent_flops=100 * trials["flops_per_step"])
+    assert counting_of(whole, {"dials": dials}, count_dial).at(6e5) is not None
+    for other in (whole.assign(parent_flops=50 * trials["flops_per_step"]), whole.drop(columns="parent_flops")):
+        counting = counting_of(other, {"dials": dials}, count_dial)
+        assert counting.at(6e5) is None
+        assert "continue runs whose steps took other FLOPs" in counting.reason
+
+
 def test_dials_that_give_different_models_at_a_size_do_not_count() -> None:
     def count(dial: Any, setting: float) -> Built:
         return Built("gpt", setting, setting, dial["slope"] * max(setting, 1e5))
