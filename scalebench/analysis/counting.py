@@ -17,7 +17,7 @@ from scalebench.analysis.trials import N, first_step, numeric, own_steps, traini
 
 NEAR = 0.05  # how far the N of a model may be from the one asked for: as far as from the params of a study file
 MOST_CHECKED = 32  # sizes that a dial has to reproduce, spread evenly over those of the trials
-ROUNDS = 8  # of solving for the params that give N parameters; one more than one is needed by mixtures of experts
+ROUNDS = 8  # of solving for the params that give N parameters, which mixtures of experts need
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,22 @@ def _agrees(count: Count, dial: Mapping[str, Any], setting: float, params: float
 
 
 def _near(count: Count, dial: Mapping[str, Any], params: float) -> Built | None:
-    """Return the model within ``NEAR`` of ``params`` non-embedding parameters."""
-    setting = params
+    """Return the model within ``NEAR`` of ``params`` non-embedding parameters, N.
+
+    That of ``setting = params`` if it is; else, as of experts, whose dial is not N, the nearest of some rounds.
+    """
+
+    def off(model: Built) -> float:
+        return abs(model.params / params - 1)
+
+    first = count(dial, params)
+    if first is None or off(first) <= NEAR:
+        return first
+    tried = [first]
     for _ in range(ROUNDS):
-        built = count(dial, setting)
-        if built is None or abs(built.params / params - 1) <= NEAR:
-            return built
-        setting *= params / built.params
-    return None
+        built = count(dial, tried[-1].setting * params / tried[-1].params)
+        if built is None:
+            break
+        tried.append(built)
+    nearest = min(tried, key=off)
+    return nearest if off(nearest) <= NEAR else None
