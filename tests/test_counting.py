@@ -19,6 +19,7 @@ import scalebench
 from scalebench import store
 from scalebench.analysis.counting import Built, Counting, counting_of
 from scalebench.analysis.predictions import PredictedQuantity, predict_compute
+from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
@@ -248,15 +249,13 @@ def test_a_dial_that_does_not_give_the_flops_of_every_trial_does_not_count(plann
     assert counting_of(trials, {"dials": dials}, count_dial).at(6e5) is None
 
 
-def test_a_run_continued_with_other_steps_is_not_counted(planned) -> None:
-    """Its data are those of both runs, and a step of its parent took other FLOPs."""
-    trials, dials = frame(planned), dials_of(planned)
+def test_steps_of_a_run_continued_with_other_ones_are_not_counted(planned) -> None:
+    """Its data are those of both runs, and a step of its parent took other data, time and FLOPs."""
+    trials = frame(planned).assign(tokens_seen=1e6)
     whole = trials.assign(first_step=100, parent_flops=100 * trials["flops_per_step"])
-    assert counting_of(whole, {"dials": dials}, count_dial).at(6e5) is not None
+    assert Recipe.of(whole[:1]).per_step == pytest.approx(1e6 / (100 + whole["steps"].iloc[0]))
     for other in (whole.assign(parent_flops=50 * trials["flops_per_step"]), whole.drop(columns="parent_flops")):
-        counting = counting_of(other, {"dials": dials}, count_dial)
-        assert counting.at(6e5) is None
-        assert "continue runs whose steps took other FLOPs" in counting.reason
+        assert Recipe.of(other[:1]).per_step is None
 
 
 def test_dials_that_give_different_models_at_a_size_do_not_count() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.trials import N, first_step, numeric, own_steps, training_flops
+from scalebench.analysis.trials import N, numeric
 
 NEAR = 0.05  # how far the N of a model may be from the one asked for: as far as from the params of a study file
 MOST_CHECKED = 32  # sizes that a dial has to reproduce, spread evenly over those of the trials
@@ -56,8 +56,6 @@ def counting_of(trials: pd.DataFrame, definition: Mapping[str, Any], count: Coun
     dials = definition.get("dials")
     if count is None or not dials:
         return Counting((), _nothing, _why_no_dials(trials, stored=dials is not None))
-    if not _like_their_parents(trials):
-        return Counting((), _nothing, "these trials continue runs whose steps took other FLOPs")
     checks = list(_checks(trials))
     fitting = [dial for dial in dials if checks and all(_agrees(count, dial, *check) for check in checks)]
     return Counting(fitting, count, "" if fitting else "counting gives other FLOPs than these trials recorded")
@@ -72,14 +70,6 @@ def _why_no_dials(trials: pd.DataFrame, *, stored: bool) -> str:
     if stored:
         return "the study does not train models whose size it sets by model.params"
     return "these results do not store how model.params sets the model: `scalebench run` of the same study adds that"
-
-
-def _like_their_parents(trials: pd.DataFrame) -> bool:
-    """Whether all steps of a continued run, those of its parents included, took the FLOPs of its own."""
-    steps, per_step = first_step(trials) + own_steps(trials), numeric(trials, "flops_per_step")
-    continued = first_step(trials) > 0
-    whole, alike = training_flops(trials)[continued], (per_step * steps)[continued]
-    return bool(np.isclose(whole, alike, rtol=1e-6).all())
 
 
 def _nothing(_dial: Mapping[str, Any], _setting: float) -> None:

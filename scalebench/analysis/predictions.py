@@ -236,7 +236,7 @@ def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:
 def _over_steps(step: PredictedQuantity, steps: float | None, quantity: str, unit: str) -> PredictedQuantity:
     """Return what a whole training takes, from what a step takes."""
     if steps is None:
-        reason = "the number of steps is open: give --tokens, or trials of one batch size"
+        reason = "the number of steps is open: give --tokens, or trials of one batch size (their parents included)"
         return PredictedQuantity(quantity, unit, reason=reason)
     return step.times(
         steps, quantity, unit, f"that of a step, times {steps:,.0f} steps; {step.basis}" if step.value else ""
