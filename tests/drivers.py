@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from support import REPOSITORY, child_environment
 
-from scalebench.running import forked, processes
+from scalebench.running import fork_server, forked, processes
 from scalebench.running.forked import ForkedWorker, ForkServer
 
 COMMAND = (sys.executable, str(REPOSITORY / "tests" / "driver_server.py"))
@@ -65,8 +66,14 @@ class Drivers:
         self.server: ForkServer | None = None
 
     def fork_server(self) -> None:
-        """Fork the server from this process, which must have imported torch, and used none of its threads."""
+        """Fork the server from this process, which must have imported torch, and used none of its threads.
+
+        What the server imports is imported here, where the tests will want it, too: once for both.
+        """
         import driver_server
+
+        for name in (*fork_server.PRELOADED, *driver_server.IMPORTED):
+            importlib.import_module(name)
 
         def fork(_: Sequence[str], environment: Mapping[str, str], **streams: Any) -> driver_server.ForkedServer:
             return driver_server.ForkedServer(environment, streams["stderr"], driver_server.run_driver)

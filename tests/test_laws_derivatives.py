@@ -86,6 +86,7 @@ TERMS = {
 
 
 @cache
+@cache
 def posed(name, space):
     """Problem and coordinates [P] a little off the optimum, with noise so that both branches of Huber's loss occur."""
     logs = {key: np.log(value) for key, value in INPUTS[name].items()}

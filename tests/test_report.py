@@ -89,6 +89,7 @@ def test_size_budget(page: str, results: Results) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_refits")
 def test_same_results_same_bytes(results: Results, page: str) -> None:
     assert render(results) == page
 
@@ -186,6 +187,7 @@ def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(output.parent.iterdir()) == [output]
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
     lead, *others = conclusions(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,25 @@ def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
 
     None with fewer than two sizes; no interval with two.
     """
-    from scipy.stats import linregress, t
-
     complete = pd.DataFrame({"n": sizes, "y": values}).dropna()
     medians = complete[(complete["n"] > 0) & (complete["y"] > 0)].groupby("n")["y"].median()
     if len(medians) < 2:
         return None
-    fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))
-    slope, freedom = float(fitted.slope), len(medians) - 2
-    half = float(t.ppf(0.975, freedom) * fitted.stderr) if freedom else float("nan")
-    return Growth(slope, slope - half, slope + half)
+    return Growth(*slope_interval(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy())))
+
+
+def slope_interval(x: Array, y: Array) -> tuple[float, float, float]:
+    """Return the slope of y (n,) on x (n,) by least squares and its 95 % t interval, NaN for two points.
+
+    The x, at least two, must not all be the same.
+    """
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+    centred, freedom = x - x.mean(), len(x) - 2
+    square = float(centred @ centred)
+    slope = float(centred @ y) / square
+    if not freedom:
+        return slope, float("nan"), float("nan")
+    residuals = y - y.mean() - slope * centred
+    half = float(stdtrit(freedom, 0.975)) * float(np.sqrt(residuals @ residuals / freedom / square))
+    return slope, slope - half, slope + half

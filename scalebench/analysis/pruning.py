@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from scalebench.analysis.growth import slope_interval
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import undetermined
 from scalebench.analysis.trials import LOSS, numeric
@@ -82,14 +83,10 @@ def by_density(trials: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
 
 def slope(sizes: ArrayLike, values: ArrayLike) -> Estimate | None:
     """Return the change of values (n,) per doubling of sizes (n,): least squares, t interval; None for one size."""
-    from scipy.stats import linregress, t
-
     x, y = np.log2(np.asarray(sizes, dtype=float)), np.asarray(values, dtype=float)
     if len(np.unique(x)) < FEWEST_SIZES:
         return None
-    line, freedom = linregress(x, y), len(x) - 2
-    half = float(t.ppf(0.975, freedom) * line.stderr) if freedom > 0 else float("nan")
-    return Estimate(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(x))
+    return Estimate(*slope_interval(x, y), len(x))
 
 
 def slopes(trials: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:

@@ -233,10 +233,10 @@ def _compared(point: Transfer, losses: Array, curve: Curve) -> Transfer:
 
 def _half_width(point: Transfer, curve: Curve) -> float:
     """Return half of the 95 % interval of the difference of both mean losses (Welch's t); NaN without replicates."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     total = point.error**2 + curve.error**2
     if np.isnan(total) or not total:
         return float("nan") if np.isnan(total) else 0.0
     freedom = total**2 / ((point.error**4) / (point.seeds - 1) + (curve.error**4) / curve.freedom)
-    return float(t.ppf(0.975, freedom) * np.sqrt(total))
+    return float(stdtrit(freedom, 0.975) * np.sqrt(total))

@@ -109,6 +109,8 @@ def predict(
 ) -> int:
     """Predict loss, time, memory, compute, data and storage of a model size from measured trials, or loss from a fit.
 
+    Compute is counted, for the model that the family builds at that size, where the results store how; else by a law.
+
     With --max-loss: the cheapest model that is good enough, among all trials of a results folder and what laws predict.
 
     Parameters

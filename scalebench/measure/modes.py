@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 SAMPLES, SHARE, FEWEST = 10, 0.15, 3
 GAP = 4.0  # in widths of the wider cluster
@@ -36,8 +36,15 @@ def two_modes(samples: ArrayLike) -> Modes | None:
     gaps = np.diff(x)[least - 1 : x.size - least]
     cut = least + int(gaps.argmax())
     low, high = x[:cut], x[cut:]
-    width = max(float(np.subtract(*np.quantile(part, (0.8, 0.2)))) for part in (low, high))
-    medians = float(np.median(low)), float(np.median(high))
-    if gaps.max() < GAP * width or medians[1] - medians[0] < np.log(APART):
+    (low_start, low_median, low_end), (high_start, high_median, high_end) = _quantiles(low), _quantiles(high)
+    width = max(low_end - low_start, high_end - high_start)
+    if gaps.max() < GAP * width or high_median - low_median < np.log(APART):
         return None
-    return Modes(float(np.exp(medians[0])), float(np.exp(medians[1])), cut / x.size)
+    return Modes(float(np.exp(low_median)), float(np.exp(high_median)), cut / x.size)
+
+
+def _quantiles(ordered: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The 20, 50 and 80 % quantiles of an ordered array (n,), n > 0; ``np.quantile`` takes ten times as long."""
+    at = np.array([0.2, 0.5, 0.8]) * (ordered.size - 1)
+    low, middle, high = np.interp(at, np.arange(ordered.size), ordered).tolist()
+    return low, middle, high

@@ -94,7 +94,8 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
         fresh = joined([indexed, fresh]).reset_index(drop=True)
         if not fresh["trial_id"].is_monotonic_increasing:
             fresh = fresh.sort_values("trial_id", kind="stable", ignore_index=True)
-    return fresh.drop(columns=index.STAMPS, errors="ignore"), files
+    stamps = [name for name in index.STAMPS if name in fresh]
+    return fresh.drop(columns=stamps) if stamps else fresh, files  # copies every column
 
 
 class TableRow(Mapping[str, Any]):
@@ -160,7 +161,9 @@ def table_of(readings: Iterable[Reading]) -> pd.DataFrame:
     names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
     folders = pd.Series([row["attempt_dir"] for row in rows], dtype=object)  # not all paths are Unicode
     table = pd.DataFrame([row | {"attempt_dir": None} for row in rows], columns=list(names))
-    return table.assign(attempt_dir=folders) if rows else table
+    if rows:
+        table["attempt_dir"] = folders
+    return table
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

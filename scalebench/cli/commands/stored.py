@@ -183,9 +183,10 @@ def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> in
     """Write the page, and with ``pictures`` a PNG named after each study beside it."""
     from scalebench.analysis.study import analyse_all, damaged_elsewhere
     from scalebench.reporting import picture, write
+    from scalebench.running.dials import count_dial
 
     stored = store.read_results(*results)
-    studies = analyse_all(stored)
+    studies = analyse_all(stored, count_dial)
     say(str(write(studies, output, damaged_elsewhere(stored), comparisons_in(*results))))
     for study in studies if pictures else ():
         say(str(picture(study, output.with_name(f"{study.name}.png"))))
