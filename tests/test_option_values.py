@@ -92,6 +92,7 @@ REPEATED = ("optimal", "p.csv", "--unique-tokens", "1e9")
         (("next", "fit.json", "--law", "chinchilla", "--predict", "params=1e7"), "a fit of power, not of chinchilla"),
         (("worth", "fit.json", "fit.json", "--law", "kaplan"), "a fit of power, not of kaplan"),
         ((*NEXT, "--x-column", "kind"), "not used by chinchilla: column 'kind' for x"),
+        ((*NEXT, "--column", "foo=L"), "not used by chinchilla: column 'L' for foo"),
         ((*NEXT, "--candidates", "p.csv", "--reach", "2"), "--reach 2: extends the grid, which --candidates replaces"),
         (("worth", "p.csv", "p.csv", *CHINCHILLA, "--flops-column", "C", "--tokens-column", "D"),
          "column 'C' for flops"),
@@ -123,6 +124,15 @@ def test_an_option_without_effect_is_refused_with_what_to_do(command, arguments,
 @pytest.mark.usefixtures("tables", "few_refits")
 def test_the_law_of_a_fit_may_be_named(command) -> None:
     assert command("next", "fit.json", "--law", "power", "--predict", "params=1e7")[0] == 0
+
+
+@pytest.mark.usefixtures("tables", "few_refits")
+def test_next_counts_the_rows_of_a_run_as_one_configuration_as_fit_does(command) -> None:
+    surface(0.01).assign(run=np.repeat(np.arange(12), 3)[:25]).to_csv("p.csv", index=False)
+    options = ("--run-column", "--config-column")
+    by_run, by_config = (json.loads(command(*NEXT, option, "run", "--json")[1]) for option in options)
+    assert by_run == by_config
+    assert by_run["interval_now"] != json.loads(command(*NEXT, "--json")[1])["interval_now"]
 
 
 @pytest.mark.usefixtures("tables")

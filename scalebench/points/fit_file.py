@@ -15,7 +15,7 @@ from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import holds_trials, is_fit
-from scalebench.points.roles import column_names, column_options, find_law, law_columns
+from scalebench.points.roles import ALIASES, column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, json_safe, read_json
 
@@ -83,10 +83,13 @@ def check_columns(source: Path, law: Law, by_role: Mapping[str, str]) -> None:
 
 
 def unused_columns(by_role: Mapping[str, str], law: Law, columns: Mapping[str, str]) -> list[str]:
-    """Return a line for each column that was named for a role and is not one of the columns that a law reads."""
-    read = columns.values()
-    return [f"not used by {law.name}: column {by_role[role]!r} for {role}" for role in sorted(by_role)
-            if by_role[role] not in read]  # fmt: skip
+    """Return a line for each column that was named for a role and that a law, which reads ``columns``, did not read."""
+    unused = []
+    for role, name in sorted(by_role.items()):
+        others = [other for other in columns if role in ALIASES.get(other, ()) or (role, other) == ("y", law.response)]
+        if name not in [columns.get(each) for each in (role, *others)]:
+            unused.append(f"not used by {law.name}: column {name!r} for {role}")
+    return unused
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:

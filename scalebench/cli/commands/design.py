@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
+from scalebench.cli.commands.fit import by_configuration
 from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
@@ -41,6 +42,7 @@ def run_next(
     as_json: bool,
 ) -> int:
     """Print the trial, or the set of trials within a budget, that narrows a prediction most."""
+    columns, _ = by_configuration(source, columns)
     fit = open_fit(source, law, columns, where)
     _check_target(source, fit, target)
     _check_limits(fit, candidates, budget, reach, most)

@@ -75,7 +75,7 @@ def run_fit(
     if output is not None:
         with _named(output):
             check_output(output)
-    columns, last_of = _runs(points, columns, last=last)
+    columns, last_of = by_configuration(points, columns, last=last)
     law, choice = choose_law(points, law, columns, where, options, last_of)
     fitted, table = fit_points(points, law, columns, where, options, refits, last_of)
     warn(*unused_columns(columns, fitted.law, table.columns))
@@ -104,7 +104,9 @@ def run_fit(
     return 0
 
 
-def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[str, str], str | None]:
+def by_configuration(
+    path: Path, columns: Mapping[str, str], *, last: bool = False
+) -> tuple[dict[str, str], str | None]:
     """Return the columns, and the run column if only the last row of each run counts.
 
     Without ``last``, the rows of a run are one configuration. Raises ``InputError`` without a run column.
