@@ -129,10 +129,10 @@ def test_the_law_of_a_fit_may_be_named(command) -> None:
 @pytest.mark.usefixtures("tables", "few_refits")
 def test_next_counts_the_rows_of_a_run_as_one_configuration_as_fit_does(command) -> None:
     surface(0.01).assign(run=np.repeat(np.arange(12), 3)[:25]).to_csv("p.csv", index=False)
-    options = ("--run-column", "--config-column")
-    by_run, by_config = (json.loads(command(*NEXT, option, "run", "--json")[1]) for option in options)
-    assert by_run == by_config
-    assert by_run["interval_now"] != json.loads(command(*NEXT, "--json")[1])["interval_now"]
+    power = ("next", "p.csv", "--params-column", "N", "--loss-column", "L", "--predict", "params=1e11", "--json")
+    chosen = [json.loads(command(*power, option, "run")[1]) for option in ("--run-column", "--config-column")]
+    assert chosen[0] == chosen[1]
+    assert chosen[0]["interval_now"] != json.loads(command(*power)[1])["interval_now"]
 
 
 @pytest.mark.usefixtures("tables")

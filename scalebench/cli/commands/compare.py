@@ -31,9 +31,9 @@ def run_compare(
 ) -> int:
     """Measure or import, print the table and return the exit code: 1 if a result is wrong or a provider crashed."""
     if imports:
+        check_import(options)
         from scalebench.comparison.imported import import_files
 
-        check_import(options)
         margin, line = options.margin, command_line()
         imported, remarks = import_files(imports, operation, options.baseline, margin, results, line)
         warn(*counted(remarks))
