@@ -11,7 +11,9 @@ import pytest
 from command_support import CHINCHILLA, COLUMNS, planted, surface, write_study
 
 from scalebench.cli.app import COMMANDS, app
+from scalebench.cli.commands.fit import by_configuration
 from scalebench.cli.options import Whole
+from scalebench.comparison.options import Options, check_import
 
 NAMES = [name for group in COMMANDS.values() for name in group]
 
@@ -67,7 +69,7 @@ def test_options_of_measuring_are_refused_for_files_that_are_imported(command) -
     assert code == 2
     refused = [line.split(":")[0] for line in err.splitlines()]
     assert sorted(refused) == ["--backward", "--graphs", "--noise", "--processes", "--shapes"]
-    assert command("compare", "op", "--import", "b.json", "--margin", 0.1)[2].startswith("b.json")
+    check_import(Options(margin=0.1, baseline="mine"))
 
 
 @pytest.fixture
@@ -130,9 +132,9 @@ def test_the_law_of_a_fit_may_be_named(command) -> None:
 def test_next_counts_the_rows_of_a_run_as_one_configuration_as_fit_does(command) -> None:
     surface(0.01).assign(run=np.repeat(np.arange(12), 3)[:25]).to_csv("p.csv", index=False)
     power = ("next", "p.csv", "--params-column", "N", "--loss-column", "L", "--predict", "params=1e11", "--json")
-    chosen = [json.loads(command(*power, option, "run")[1]) for option in ("--run-column", "--config-column")]
-    assert chosen[0] == chosen[1]
-    assert chosen[0]["interval_now"] != json.loads(command(*power)[1])["interval_now"]
+    apart, together = (json.loads(command(*power, *more)[1])["interval_now"] for more in ((), ("--run-column", "run")))
+    assert together != apart
+    assert by_configuration(Path("p.csv"), {"run": "run"}) == ({"config": "run"}, None)
 
 
 @pytest.mark.usefixtures("tables")
