@@ -23,7 +23,8 @@ from scalebench.laws.intervals.bootstrap import (
 from scalebench.laws.points import check_design, read_points
 from scalebench.laws.posing import bound_offset, pose
 from scalebench.laws.problem import Problem
-from scalebench.laws.solver import polish, starts
+from scalebench.laws.solver import polish
+from scalebench.laws.starts import starts
 
 SETTINGS = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}, "width": 1e-3, "weighted": False}
 

@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, tune, worth
     from scalebench.comparison import compare
-    from scalebench.reporting import report
+    from scalebench.running.pages import report
     from scalebench.running.planning import load_study, plan
     from scalebench.running.sweep import run
 
@@ -40,7 +40,7 @@ _HOME = {
     "compare": "scalebench.comparison",
     "load_study": "scalebench.running.planning",
     "plan": "scalebench.running.planning",
-    "report": "scalebench.reporting",
+    "report": "scalebench.running.pages",
     "run": "scalebench.running.sweep",
     **dict.fromkeys(
         ("fit", "load_fit", "load_results", "next_trial", "optimal", "predict", "tune", "worth"), "scalebench.api"

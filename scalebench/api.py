@@ -176,6 +176,7 @@ def predict(
     """
     from scalebench.analysis.predictions import predict_fit, predict_size
     from scalebench.analysis.selected import select_study
+    from scalebench.running.dials import count_dial
 
     values = {"params": params, "x": params, "tokens": tokens, **inputs}
     for name, value in values.items():
@@ -183,7 +184,7 @@ def predict(
     if isinstance(source, str | Path) and is_results(Path(source)):
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
-        study = select_study(Path(source), where)
+        study = select_study(Path(source), where, count_dial)
         return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
     law = _fit_of("predict", source, "power", where)
     known = {name: float(value) for name, value in values.items() if value is not None}

@@ -14,10 +14,9 @@ import pytest
 
 from scalebench import store
 from scalebench.data import DataError, open_data, open_source
-from scalebench.errors import StudyError
-from scalebench.points.batches import PointsError
+from scalebench.errors import InputError, StudyError
 from scalebench.points.exports import READERS
-from scalebench.points.where import WhereError, parse
+from scalebench.points.where import parse
 from scalebench.running.planning import load_study, plan
 from scalebench.running.processes import last_lines
 from scalebench.workloads.weights import check_sha256
@@ -153,7 +152,7 @@ def test_no_command_waits_for_what_is_no_file(tmp_path: Path, command, what: str
     assert "not a regular file" in " ".join(out.split())
     with pytest.raises(store.StoreError, match="not a regular file"):
         check_sha256(attempt / "weights.safetensors", "0")
-    with pytest.raises(PointsError, match="not a regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         READERS["trainer"](attempt / "trainer_state.json")
 
 
@@ -187,7 +186,7 @@ def test_a_vocabulary_of_any_size_is_refused_or_bounded(source: str, symbols: in
      "n" + "+n" * 400, "-" * 900 + "n == 1", "n == 1e999", "n == 9//0"],
 )  # fmt: skip
 def test_expressions_are_evaluated_as_floats_or_refused(condition: str) -> None:
-    with contextlib.suppress(WhereError):
+    with contextlib.suppress(InputError):
         parse(condition)
 
 

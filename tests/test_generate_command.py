@@ -114,6 +114,8 @@ def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command
         (("--prompt", "abc", "--beams", "0"), "--beams: must be at least 1"),
         (("--prompt", "abc", "--beams", "2", "--temperature", "1"), "--beams: beam search does not sample"),
         (("--prompt", "abc", "--temperature", "0", "--top-k", "3"), "--temperature: --top-k and --top-p"),
+        (("--prompt", "abc", "--family", "gpt"), "--family: gpt: has no effect"),
+        (("--prompt", "abc", "--family", "mine.py"), "--family: mine.py: has no effect"),
     ],
 )
 def test_what_cannot_be_written_is_one_line_and_exit_code_2(results: Path, command, options, expected: str) -> None:

@@ -11,7 +11,8 @@ from support import reference_data
 
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.intervals.bootstrap import resample
-from scalebench.laws.solver import polish, starts
+from scalebench.laws.solver import polish
+from scalebench.laws.starts import starts
 
 
 def many_points(n, scatter=0.005):

@@ -6,7 +6,8 @@ from scipy import stats
 
 from scalebench.laws import FitRefused, Forecast, fit
 from scalebench.laws.intervals.noise import estimate_noise
-from scalebench.laws.solver import polish, starts
+from scalebench.laws.solver import polish
+from scalebench.laws.starts import starts
 
 SIZES = np.geomspace(1e3, 1e5, 6)
 TRUTH = {"E": 1.7, "A": 30.0, "alpha": 0.35}

@@ -1,4 +1,4 @@
-"""`fit` reads what `export` wrote as it reads the results folder: the same trials, columns and law."""
+"""Commands read what `export` wrote as they read the results folder: the same trials, columns and law."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_support import planted, write_study
+
+from scalebench.analysis.compute import open_compute_fit
 
 FAILED = {"status": "failed", "error_class": "ValueError", "error_message": "a reason", "validation_loss_nats": None}
 
@@ -89,3 +92,43 @@ def test_a_part_of_an_export_is_refused_with_the_name_of_its_loss(command, tmp_p
     code, _, err = command("fit", "part.csv")
     assert code == 2
     assert "of trials it is called 'validation_loss_nats'; name it with --loss-column" in err
+
+
+def test_tune_reads_an_export_as_its_results_folder(command, tmp_path: Path) -> None:
+    first, trials = planted()[0], []
+    for size in (1e4, 1e5, 1e6):
+        for i, rate in enumerate(0.1 * size**-0.3 * np.geomspace(0.1, 10, 5)):
+            loss = 2 + 0.1 * np.log(rate / (0.1 * size**-0.3)) ** 2
+            trials.append(
+                first
+                | {"trial_id": f"{int(size):014x}{i:02x}", "params_non_embedding": size, "learning_rate": rate,
+                   "validation_loss_nats": loss, "peak_rss_bytes": 1000 + i % 2}
+            )  # fmt: skip
+    write_study(tmp_path / "results" / "planted", trials, {"train.learning_rate": [0.1]})
+    assert command("export", "results", "-o", "x.csv")[0] == 0
+    laws = [json.loads(command("tune", source, "--json")[1]) for source in ("results", "x.csv")]
+    assert laws[1] == laws[0]
+    (law,) = laws[1]["laws"]
+    assert law["exponents"] == pytest.approx({"params_non_embedding": -0.3})
+    for trial in trials[::2]:
+        trial["weight_decay"] = 0.1
+    pd.DataFrame(trials).assign(invalid_reason=None).to_csv(tmp_path / "mixed.csv", index=False)
+    code, _, err = command("tune", "mixed.csv")
+    assert code == 2
+    assert "column 'weight_decay' takes 2 values within a sweep" in err
+
+
+def test_worth_reads_an_export_as_its_results_folder(command, tmp_path: Path) -> None:
+    trials = rows()
+    for trial in trials[:10]:
+        trial |= {"first_step": 100, "parent_flops": 1e9}
+    write_study(tmp_path / "results" / "planted", trials)
+    assert command("export", "results", "-o", "x.csv")[0] == 0
+    valid = [trial for trial in trials if trial["validation_loss_nats"] and not trial.get("invalid_reason")][1:]
+    flops = [trial["flops_per_step"] * 500 + trial.get("parent_flops", 0) for trial in valid]
+    for source in ("results", "x.csv"):
+        points = open_compute_fit(Path(source), "power", {}, "params_non_embedding > 1000").points
+        assert np.exp(points.logs["params"]) == pytest.approx(flops)
+        assert points.response == pytest.approx([trial["validation_loss_nats"] for trial in valid])
+    named = open_compute_fit(Path("x.csv"), "power", {"flops": "params", "loss": "checkpoint_bytes"}, None).points
+    assert named.response.min() > 5_000

@@ -108,8 +108,15 @@ def test_only_trials_without_a_result_can_be_dropped(tmp_path: Path, command, na
     for wrong in (name, finished):
         code, _, err = command("drop", tmp_path / "results" / "small", study["planned"][2]["trial_id"], wrong)
         assert code == 2
-        assert "begins 0 trials" in err
+        assert (f"{finished} has a result" if wrong == finished else f"has this id: unknown {wrong!r}") in err
     assert store.read_study(tmp_path / "results" / "small", []) == study
+
+
+def test_nothing_can_be_dropped_where_every_trial_has_a_result(tmp_path: Path, command) -> None:
+    saved(tmp_path, finish=4)
+    code, _, err = command("drop", tmp_path / "results" / "small", "3f2a")
+    assert code == 2
+    assert "no trial is without a result" in err
 
 
 def test_results_of_a_newer_version_are_refused_before_anything_starts(tmp_path: Path, command) -> None:

@@ -13,7 +13,6 @@ from command_support import written
 
 from scalebench.errors import InputError
 from scalebench.points import table as points
-from scalebench.points.files import PointsError
 from scalebench.points.fit_file import fit_points
 from scalebench.points.table import read_columns
 
@@ -22,7 +21,7 @@ GOOD = "N,L,kind,ok\n1e6,3.5,dense,True\n2e6,3.2,moe,False\n4e6,3,dense,True\n"
 
 
 def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str, ...]:
-    with pytest.raises(PointsError) as caught:
+    with pytest.raises(InputError) as caught:
         read_columns(path, columns, where)
     return caught.value.lines
 
@@ -52,7 +51,7 @@ def test_rows_without_a_value_can_be_left_out(tmp_path: Path) -> None:
 
 def test_a_missing_column_names_its_option(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
-    with pytest.raises(PointsError) as caught:
+    with pytest.raises(InputError) as caught:
         read_columns(
             path, {"params": "N", "loss": "nats"}, options={"loss": "--loss-column", "params": "--params-column"}
         )
@@ -248,7 +247,7 @@ def test_missing_columns_are_listed_with_a_suggestion(tmp_path: Path) -> None:
 def test_a_comment_in_the_place_of_the_column_names_is_pointed_out(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("# measured in May\nparams,loss\n1,2\n")
-    with pytest.raises(PointsError, match="the first line is a comment; it must name the columns"):
+    with pytest.raises(InputError, match="the first line is a comment; it must name the columns"):
         read_columns(path, {"params": "params"})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.points.batches import PointsError
+from scalebench.errors import InputError
 from scalebench.points.numerals import number
 from scalebench.points.table import read_columns
 
@@ -61,10 +61,10 @@ def test_the_encoding_of_a_column_that_is_not_read_does_not_matter(tmp_path: Pat
     lines = [f"{line},{'note' if i == 0 else 'café'}" for i, line in enumerate(text().splitlines())]
     (tmp_path / "p.csv").write_bytes("\n".join(lines).encode("latin-1"))
     assert len(read_columns(tmp_path / "p.csv", NAMES)) == len(ROWS)
-    with pytest.raises(PointsError, match=r"column #3: Row #2.*invalid UTF8"):
+    with pytest.raises(InputError, match=r"column #3: Row #2.*invalid UTF8"):
         read_columns(tmp_path / "p.csv", {**NAMES, "x": "note"})
     (tmp_path / "p.csv").write_bytes("\n".join(lines).replace("note", "Größe").encode("latin-1"))
-    with pytest.raises(PointsError, match="not a text file in UTF-8"):
+    with pytest.raises(InputError, match="not a text file in UTF-8"):
         read_columns(tmp_path / "p.csv", NAMES)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scalebench.points.batches import PointsError
+from scalebench.errors import InputError
 from scalebench.points.numerals import mark_of, plain
 from scalebench.points.table import read_columns
-from scalebench.points.where import WhereError, parse
+from scalebench.points.where import parse
 
 SIZES = (300e3, 1e6, 30e6, 1e9)
 COLUMNS = {"params": "params", "loss": "loss"}
@@ -51,7 +51,7 @@ def test_a_comma_between_semicolons_is_a_decimal_comma(tmp_path: Path, row: str,
 def test_a_comma_that_may_mean_two_things_is_still_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "p.csv"
     path.write_text(content)
-    with pytest.raises(PointsError, match=r"write numbers as 1234567\.8"):
+    with pytest.raises(InputError, match=r"write numbers as 1234567\.8"):
         read_columns(path, COLUMNS)
 
 
@@ -82,7 +82,7 @@ def test_sizes_in_where_may_have_suffixes(text: str, expected: bool) -> None:
 
 def test_a_suffix_without_a_number_is_no_size() -> None:
     for text in ("N > 5Mx", "N > M 5", "N > 5 M"):
-        with pytest.raises(WhereError):
+        with pytest.raises(InputError):
             parse(text)
 
 

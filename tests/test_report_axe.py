@@ -13,6 +13,8 @@ from report_support import STUDY, changed, compared, synthetic
 
 import scalebench.reporting
 from scalebench.reporting import render
+from scalebench.reporting.page import with_own_titles
+from scalebench.reporting.sections.base import SectionView
 from scalebench.store import Results
 
 CSS = (Path(scalebench.reporting.__file__).parent / "report.css").read_text(encoding="utf-8")
@@ -20,7 +22,7 @@ TEXT_CONTRAST, GRAPHIC_CONTRAST = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
 
 
 def page_of_everything() -> str:
-    """Two studies, one of them with a failure and six series, and a comparison, on one page."""
+    """Two studies of one title, one of them with a failure and six series, and a comparison, on one page."""
     first = changed(synthetic(), 3, status="failed", error_class="OSError", error_message="disk full").frame
     small = synthetic().frame.iloc[:4]
     ways = pd.concat(
@@ -32,7 +34,7 @@ def page_of_everything() -> str:
         name: [{"trial_id": id_} for id_ in frame.loc[frame["study"] == name, "trial_id"]]
         for name in ("synthetic", "ways")
     }
-    studies = {name: STUDY | {"title": name, "planned": planned[name]} for name in planned}
+    studies = {name: STUDY | {"planned": planned[name]} for name in planned}
     return render(Results(frame, ("results/a/record.json: not readable",), studies), compared())
 
 
@@ -54,6 +56,12 @@ def test_axe_finds_nothing(page: Path, browser: Any, scheme: str, rules: dict[st
     findings = axe.Axe().run(tab, options=options).response["violations"]
     tab.close()
     assert [(each["id"], each["impact"], each["nodes"][0]["html"][:200]) for each in findings] == []
+
+
+def test_sections_of_one_title_have_their_names_behind_it() -> None:
+    titles = {"study-a": "One", "study-b": "One", "study-c": "Two", "study-d": "Overview"}
+    views = [SectionView(id_, title, Path(), (), None, (), ()) for id_, title in titles.items()]
+    assert [view.title for view in with_own_titles(views)] == ["One (a)", "One (b)", "Two", "Overview (d)"]
 
 
 def luminance(color: str) -> float:

@@ -104,7 +104,7 @@ def test_the_page_is_written_at_most_a_twentieth_of_the_time(tmp_path: Path, mon
     written = []
     page = LivePage(tmp_path)
     monkeypatch.setattr("scalebench.reporting.write", lambda *_: written.append(time.monotonic()))
-    monkeypatch.setattr("scalebench.analysis.study.analyse_all", lambda _: [])
+    monkeypatch.setattr("scalebench.analysis.study.analyse_all", lambda *_: [])
     monkeypatch.setattr("scalebench.store.read_results", lambda *_: None)
     monkeypatch.setattr("scalebench.analysis.study.damaged_elsewhere", lambda _: ())
     page.refresh()

@@ -183,7 +183,7 @@ def test_a_database_of_mlflow_is_read_without_it(tmp_path: Path) -> None:
     assert frame[["run", "step", "loss", "N"]].values.tolist() == [["same a", 1, 3.0, "1e6"], ["same b", 1, 2.0, "1e7"]]
     assert "MLflow database, 2 runs" in note
     (tmp_path / "mlflow.db").write_text("no database")
-    with pytest.raises(exports.PointsError, match="not a database of MLflow"):
+    with pytest.raises(exports.InputError, match="not a database of MLflow"):
         exports.read_logs(tmp_path)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from command_support import written
 
-from scalebench.points.files import PointsError
+from scalebench.errors import InputError
 from scalebench.points.table import read_columns, select_rows
-from scalebench.points.where import WhereError, parse
+from scalebench.points.where import parse
 
 COLUMNS = {"params": "N", "loss": "L"}
 GOOD = "N,L,kind,ok\n1e6,3.5,dense,True\n2e6,3.2,moe,False\n4e6,3,dense,True\n"
@@ -56,7 +56,7 @@ def test_where_means_what_python_would(text: str, expected: list[int]) -> None:
 )  # fmt: skip
 def test_where_refuses_everything_else_and_runs_no_code(tmp_path: Path, monkeypatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WhereError, match=r"^--where[^\n]*$"):
+    with pytest.raises(InputError, match=r"^--where[^\n]*$"):
         parse(text)
     assert not list(tmp_path.iterdir())
 
@@ -84,20 +84,20 @@ def test_where_reads_columns_of_any_type(tmp_path: Path, where: str, rows: list[
 
 def test_where_on_a_data_frame_refuses_unknown_columns(tmp_path: Path) -> None:
     frame = pd.DataFrame({"family": ["gpt"], "seed": [0]})
-    with pytest.raises(PointsError, match=r"column unknown 'familly'; did you mean 'family'"):
+    with pytest.raises(InputError, match=r"column unknown 'familly'; did you mean 'family'"):
         select_rows(tmp_path, frame, "familly == 'gpt'")
     assert select_rows(tmp_path, frame, None) is frame
-    with pytest.raises(PointsError, match=r"column unknown 'mode'.*now called 'workload'"):
+    with pytest.raises(InputError, match=r"column unknown 'mode'.*now called 'workload'"):
         select_rows(tmp_path, frame.assign(workload="training"), "mode == 'training'")
 
 
 @pytest.mark.parametrize("text", ["params = 1e7", "params=1e7", "kind = 'dense' and N > 3"])
 def test_a_single_equals_sign_is_explained(text: str) -> None:
-    with pytest.raises(WhereError, match=r"is not an expression \(equality is ==\)"):
+    with pytest.raises(InputError, match=r"is not an expression \(equality is ==\)"):
         parse(text)
 
 
 @pytest.mark.parametrize("text", ["N >=", "N != 3 !", "N == "])
 def test_other_slips_are_not_taken_for_it(text: str) -> None:
-    with pytest.raises(WhereError, match=r"is not an expression \((?!equality)"):
+    with pytest.raises(InputError, match=r"is not an expression \((?!equality)"):
         parse(text)

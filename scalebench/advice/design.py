@@ -5,24 +5,29 @@ variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivative
 inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
 Bayesian experimental design). sigma is that of one new run, and the points are weighted by the noise of configurations
 and of seeds as the bootstrap has it (`intervals.noise`).
+
+Where the residuals show noise that grows or shrinks with size (`intervals.growth`), every point and trial has the noise
+of its size. The fit does not weight them by it, so that the variance is g A^-1 B A^-1 g' with A = sum of a j'j and
+B = sum of b j'j (Huber 1981, Robust Statistics): a is the expected second derivative of the loss of a residual, b the
+variance of its first. A trial with much noise may then add to the variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from scalebench.advice.information import derivatives, inverted, loss_moments
 from scalebench.advice.selection import best_rows, many_rows
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.intervals.noise import Noise, estimate_noise, whitened
+from scalebench.laws.intervals.noise import Noise, estimate_noise, row_factors, whitened
 
-STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
 MOST_VALUES = 1_000_000  # of predictions in memory at once
 MOST = 5  # default size of a set: information per FLOP alone favours dozens of tiny trials
@@ -49,6 +54,7 @@ class Design:
     space of the fit, `narrowing_interval` its 95 % interval over the uncertainty of the parameters (None without
     degrees of freedom). `ranking` lists every candidate alone, best first. `unlimited` is the (number of
     trials, narrowing) that the same budget reaches without a limit on their number; None if more do not help.
+    `noise` says how the noise of trials changes with their size, where the residuals show it.
     """
 
     target: dict[str, float]
@@ -61,6 +67,7 @@ class Design:
     narrowing_interval: tuple[float, float] | None
     ranking: tuple[Candidate, ...]
     unlimited: tuple[int, float] | None = None
+    noise: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -74,7 +81,7 @@ def next_trial(fit: Fit, candidates: Columns, target: Mapping[str, float], seed:
     refits. Raises FitRefused without degrees of freedom.
     """
     problem = _Problem.of(fit, candidates, target)
-    best = int(problem.gains(problem.inverse()).argmax())
+    best = int(problem.gains(()).argmax())
     return problem.describe((best,), seed)
 
 
@@ -112,7 +119,10 @@ def best_set(
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Derivatives at the points (whitened), the candidates and the target, in the space of the fit."""
+    """Derivatives at the points (whitened), the candidates and the target, in the space of the fit.
+
+    ``of_points`` and ``of_candidates`` are the a and b of each.
+    """
 
     fit: Fit
     noise: Noise
@@ -122,6 +132,8 @@ class _Problem:
     at_points: Array
     at_candidates: Array
     at_target: Array
+    of_points: tuple[Array, Array]
+    of_candidates: tuple[Array, Array]
 
     @staticmethod
     def of(fit: Fit, candidates: Columns, target: Mapping[str, float]) -> _Problem:
@@ -136,28 +148,41 @@ class _Problem:
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
         logs = read_inputs(fit.law, candidates)
-        derivatives = [_derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
-        target, noise = {name: float(np.exp(log[0])) for name, log in goal.items()}, estimate_noise(fit)
-        measured = whitened(fit, noise, derivatives[0])
-        return _Problem(fit, noise, target, logs, _cost(candidates), measured, derivatives[1], derivatives[2][0])
+        rows = [derivatives(fit, fit.parameters, where)[0] for where in (fit.points.logs, logs, goal)]
+        target, noise = {name: float(np.exp(log[0])) for name, log in goal.items()}, estimate_noise(fit).in_the_middle
+        measured = whitened(fit, noise, rows[0])
+        sizes = np.ones(len(rows[1])) if noise.growth is None else noise.growth.expected_at(logs)
+        weights = loss_moments(fit, noise, row_factors(fit, noise)), loss_moments(fit, noise, sizes)
+        return _Problem(fit, noise, target, logs, _cost(candidates), measured, rows[1], rows[2][0], *weights)
 
-    def inverse(self, rows: tuple[int, ...] = ()) -> Array:
-        """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
-        added = self.at_candidates[list(rows)]
-        return np.asarray(np.linalg.pinv(self._information + added.T @ added, rcond=1e-14, hermitian=True))
+    def _sums(self, rows: tuple[int, ...]) -> tuple[Array, Array]:
+        """A and B with the candidates `rows` added to the points, each [P, P]."""
+        added, chosen = self.at_candidates[list(rows)], list(rows)
+        bread, filling = (
+            of_points + (added * of_candidates[chosen, None]).T @ added
+            for of_points, of_candidates in zip(self._sums_of_points, self.of_candidates, strict=True)
+        )
+        return bread, filling
 
     @cached_property
-    def _information(self) -> Array:
-        return np.asarray(self.at_points.T @ self.at_points)
+    def _sums_of_points(self) -> tuple[Array, Array]:
+        bread, filling = ((self.at_points * moment[:, None]).T @ self.at_points for moment in self.of_points)
+        return bread, filling
 
     def variance(self, rows: tuple[int, ...]) -> float:
         """Variance of the prediction per unit of noise."""
-        return float(self.at_target @ self.inverse(rows) @ self.at_target)
+        bread, filling = self._sums(rows)
+        pull = inverted(bread) @ self.at_target
+        return float(pull @ filling @ pull)
 
-    def gains(self, inverse: Array) -> Array:
-        """Decrease of the variance by each candidate alone, [n] (Sherman-Morrison)."""
-        spread = self.at_candidates @ inverse
-        return np.asarray((spread @ self.at_target) ** 2 / (1 + (spread * self.at_candidates).sum(axis=1)))
+    def gains(self, rows: tuple[int, ...]) -> Array:
+        """Decrease of the variance by each candidate alone, [n], after `rows` (Sherman-Morrison)."""
+        bread, filling = self._sums(rows)
+        inverse, (a, b) = inverted(bread), self.of_candidates
+        pull, moved = inverse @ self.at_target, self.at_candidates @ inverse
+        share = a * (self.at_candidates @ pull) / (1 + a * (moved * self.at_candidates).sum(axis=1))
+        noise = ((moved @ filling) * moved).sum(axis=1) + np.divide(b, a**2, out=np.zeros_like(b), where=a > 0)
+        return np.asarray(2 * share * (moved @ (filling @ pull)) - share**2 * noise)
 
     def narrowing(self, rows: tuple[int, ...]) -> float:
         """Width of the interval of the prediction with the candidates `rows`, over the width now."""
@@ -169,7 +194,7 @@ class _Problem:
         widths = self._half_width(()), self._half_width(rows)
         predicted = float(self.fit.predict(self.target)[0])
         flops = None if self.flops is None else float(self.flops[list(rows)].sum())
-        alone = np.sqrt(np.maximum(1 - self.gains(self.inverse()) / self.variance(()), 0.0))
+        alone = np.sqrt(np.maximum(1 - self.gains(()) / self.variance(()), 0.0))
         alone *= self._quantile(1) / self._quantile(0)
         ranking = [self._candidate(int(row), float(alone[row])) for row in np.argsort(alone, kind="stable")]
         return Design(
@@ -182,6 +207,7 @@ class _Problem:
             narrowing=self.narrowing(rows),
             narrowing_interval=self._narrowing_interval(rows, seed),
             ranking=tuple(ranking),
+            noise="" if self.noise.growth is None else str(self.noise.growth),
         )
 
     def _candidate(self, row: int, narrowing: float) -> Candidate:
@@ -195,6 +221,8 @@ class _Problem:
 
     def _half_width(self, rows: tuple[int, ...]) -> float:
         noise = float(np.sqrt(self.noise.variance_of_new_runs()))
+        if self.noise.growth is not None:  # then the moments are those of the loss
+            return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
         # The noise is that of least squares; a robust fit lies farther from the points, and its estimates vary more.
         farther = np.linalg.norm(self.fit.residuals) / (np.linalg.norm(self.fit.least_squares_residuals()) or 1.0)
         return float(self._quantile(len(rows)) * noise * farther * np.sqrt(self.variance(rows)))
@@ -212,25 +240,30 @@ class _Problem:
         size = 2 * len(samples) * self.fit.n_points
         blocks = np.array_split(np.arange(draws), min(-(-draws * size // MOST_VALUES), draws))
         parts = [{name: values[block] for name, values in samples.items()} for block in blocks]
-        ratios = np.concatenate([self._variance_ratios(part, picked) for part in parts])
+        moments = tuple(moment[list(rows)] for moment in self.of_candidates)
+        ratios = np.concatenate([self._variance_ratios(part, picked, moments) for part in parts])
         t = self._quantile(len(rows)) / self._quantile(0)
         low, high = np.quantile(t * np.sqrt(ratios), [0.025, 0.975])
         return float(low), float(high)
 
-    def _variance_ratios(self, parameters: Mapping[str, Array], added: Mapping[str, Array]) -> Array:
+    def _variance_ratios(
+        self, parameters: Mapping[str, Array], added: Mapping[str, Array], moments: Sequence[Array]
+    ) -> Array:
         """Variance of the prediction with trials `added` over that without, [batch], for parameters [batch] by name.
 
-        1 where the prediction has no variance.
+        ``moments`` are the a and b of these trials. 1 where the prediction has no variance.
         """
         goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         measured, new, at_target = (
-            _derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal)
+            derivatives(self.fit, parameters, where) for where in (self.fit.points.logs, added, goal)
         )
         measured = whitened(self.fit, self.noise, measured)
-        information = measured.swapaxes(1, 2) @ measured
+        now = [(measured * moment[:, None]).swapaxes(1, 2) @ measured for moment in self.of_points]
+        then = [each + (new * of[:, None]).swapaxes(1, 2) @ new for each, of in zip(now, moments, strict=True)]
         before, after = (
-            (at_target @ np.linalg.pinv(each, rcond=1e-14, hermitian=True) @ at_target.swapaxes(1, 2))[:, 0, 0]
-            for each in (information, information + new.swapaxes(1, 2) @ new)
+            (pull @ filling @ pull.swapaxes(1, 2))[:, 0, 0]
+            for bread, filling in (now, then)
+            for pull in [at_target @ inverted(bread)]
         )
         return np.asarray(np.divide(after, before, out=np.ones_like(before), where=before > 0))
 
@@ -243,24 +276,6 @@ def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
     spans = {name: (log.min(), log.max() + np.log(reach)) for name, log in fit.points.logs.items()}
     grid = np.meshgrid(*(np.geomspace(np.exp(low), np.exp(high), values) for low, high in spans.values()))
     return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
-
-
-def _derivatives(fit: Fit, parameters: Mapping[str, float | Array], logs: Mapping[str, Array]) -> Array:
-    """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [batch, n, free].
-
-    `parameters` are numbers or [batch].
-    """
-    fixed = {*fit.settings["fixed"], *fit.bounds_hit}
-    free = [name for name in parameters if name not in fixed]
-    nudge = 1 + STEP * np.concatenate([np.eye(len(free)), -np.eye(len(free))])
-    by_name = {name: np.atleast_1d(value) for name, value in parameters.items()}
-    batch = max(map(len, by_name.values()))
-    moved = {name: np.repeat(values, 2 * len(free)) for name, values in by_name.items()}
-    for i, name in enumerate(free):
-        moved[name] = moved[name] * np.tile(nudge[:, i], batch)
-    values = fit.law.predict(moved, logs).reshape(batch, 2, len(free), -1)
-    values = np.log(values) if fit.settings["space"] == "log" else values
-    return np.asarray(((values[:, 0] - values[:, 1]) / (2 * STEP)).swapaxes(1, 2))
 
 
 def _cost(candidates: Columns) -> Array | None:

@@ -22,6 +22,7 @@ from scalebench.laws.forms import Array, FitRefused
 # Groups without an optimum: their values by column, and why.
 Refused = tuple[tuple[dict[str, float], str], ...]
 Without = list[tuple[dict[str, float], FitRefused]]
+Found = list[tuple[dict[str, float], tuple[Optimum, ...]]]  # groups with the joint optimum of the swept columns
 
 
 def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
@@ -180,26 +181,39 @@ def optimum_laws(
 ) -> tuple[OptimumLaw, ...]:
     """Laws of the joint optimum of the columns `optimised`, which are swept together; see `optimum_law`."""
     columns = positive_columns(points, (*against, *optimised, "loss"))
-    by_group, without = _searched(columns, optimised, against, neighbours)
+    by_group, without = sweep_optima(columns, optimised, against, neighbours)
     if len(by_group) <= len(against) + 1:
         why = f" (one was refused: {without[0][1]})" if without else ""
         raise FitRefused(
             f"{len(by_group)} of {len(by_group) + len(without)} sweeps of {' and '.join(optimised)} have an interior "
             f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
         )
-    design = np.array([_row(group, against) for group, _ in by_group])
-    lines, reasons = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
-    for i, name in enumerate(optimised):
-        line, counted = _line(design, [joint[i] for _, joint in by_group], _edges(without, against, i))
-        lines.append(line)
-        reasons |= {k: f"{edge}. The line counts the best {name} as {edge.beyond}" for k, edge in counted.items()}
-    refused = tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
+    lines, refused = lines_through(by_group, without, optimised, against)
     laws = []
     for i, (name, line) in enumerate(zip(optimised, lines, strict=True)):
         exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
         pairs = tuple((group, joint[i]) for group, joint in by_group)
         laws.append(OptimumLaw(name, float(np.exp(line.coefficients[0])), exponents, pairs, refused, line))
     return tuple(laws)
+
+
+def lines_through(
+    by_group: Found, without: Without, optimised: Sequence[str], against: Sequence[str], *, weighted: bool = True
+) -> tuple[list[LinearFit], Refused]:
+    """The line of each column `optimised` through its optima, and the groups without one with the reason.
+
+    A line counts the optimum of a group that is at an edge as beyond it where noise can have brought it there, as its
+    reason then says. `weighted=False` gives every group the same weight.
+    """
+    design = np.array([_row(group, against) for group, _ in by_group])
+    lines, reasons = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
+    for i, name in enumerate(optimised):
+        optima = [joint[i] for _, joint in by_group]
+        variances = vertex_variances(optima, design) if weighted else np.ones(len(optima))
+        line, counted = _line(design, optima, variances, _edges(without, against, i))
+        lines.append(line)
+        reasons |= {k: f"{edge}. The line counts the best {name} as {edge.beyond}" for k, edge in counted.items()}
+    return lines, tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
 
 
 def _row(group: Mapping[str, float], against: Sequence[str]) -> Array:
@@ -214,10 +228,10 @@ def _edges(without: Without, against: Sequence[str], column: int) -> dict[int, t
 
 
 def _line(
-    design: Array, optima: Sequence[Optimum], edges: Mapping[int, tuple[Array, AtEdge]]
+    design: Array, optima: Sequence[Optimum], variances: Array, edges: Mapping[int, tuple[Array, AtEdge]]
 ) -> tuple[LinearFit, dict[int, AtEdge]]:
     """The line through optima on `design` [n, k], and which of the other sweeps it counts as beyond their edges."""
-    target, variances = np.log([optimum.x for optimum in optima]), vertex_variances(optima, design)
+    target = np.log([optimum.x for optimum in optima])
     line, typical = regress(design, target, variances), float(np.median(variances))
     counted = {k: edge for k, (row, edge) in edges.items() if _near(line, typical, row, edge)}
     if not counted:
@@ -244,25 +258,10 @@ def _near(line: LinearFit, typical: float, row: Array, edge: AtEdge) -> bool:
 
 
 def sweep_optima(
-    columns: Mapping[str, Array], swept: str, against: Sequence[str], neighbours: int | None
-) -> tuple[list[tuple[dict[str, float], Optimum]], Refused]:
-    """Optimum of each group of rows with equal `against`, and the groups without one with the reason."""
-    by_group, refused = joint_sweep_optima(columns, (swept,), against, neighbours)
-    return [(group, optimum) for group, (optimum,) in by_group], refused
-
-
-def joint_sweep_optima(
     columns: Mapping[str, Array], swept: Sequence[str], against: Sequence[str], neighbours: int | None
-) -> tuple[list[tuple[dict[str, float], tuple[Optimum, ...]]], Refused]:
+) -> tuple[Found, Without]:
     """Joint optimum of each group of rows with equal `against`, and the groups without one with the reason."""
-    by_group, without = _searched(columns, swept, against, neighbours)
-    return by_group, tuple((group, str(reason)) for group, reason in without)
-
-
-def _searched(
-    columns: Mapping[str, Array], swept: Sequence[str], against: Sequence[str], neighbours: int | None
-) -> tuple[list[tuple[dict[str, float], tuple[Optimum, ...]]], Without]:
-    by_group: list[tuple[dict[str, float], tuple[Optimum, ...]]] = []
+    by_group: Found = []
     without: Without = []
     x = np.stack([columns[name] for name in swept], axis=1)
     for group, rows in groups(columns, against):

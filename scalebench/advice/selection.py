@@ -23,11 +23,8 @@ class Prediction(Protocol):
     def variance(self, rows: Rows) -> float:
         """Variance of the prediction with the candidates `rows`."""
 
-    def inverse(self, rows: Rows) -> Array:
-        """Covariance of the parameters with the candidates `rows`."""
-
-    def gains(self, inverse: Array) -> Array:
-        """Decrease of the variance by each further candidate alone, [n]."""
+    def gains(self, rows: Rows) -> Array:
+        """Decrease of the variance by each further candidate alone after the candidates `rows`, [n]."""
 
 
 def best_rows(prediction: Prediction, flops: Array, budget: float, most: int | None) -> Rows:
@@ -73,13 +70,18 @@ class _Search:
         return affordable
 
     def fill(self, rows: Rows, allowed: Callable[[Rows], NDArray[np.bool_]]) -> Rows:
-        """Add the best allowed candidate until none is left."""
+        """Add the best allowed candidate until none is left, or it would add more noise than it tells."""
+        variance = self.prediction.variance(rows)
         while (open_ := allowed(rows)).any():
-            rows = (*rows, self._best(rows, open_, self.per))
+            more = (*rows, self._best(rows, open_, self.per))
+            before, variance = variance, self.prediction.variance(more)
+            if rows and variance > before * (1 + BETTER):
+                break
+            rows = more
         return rows
 
     def _best(self, rows: Rows, open_: NDArray[np.bool_], per: float) -> int:
-        score = self.prediction.gains(self.prediction.inverse(rows)) / self.flops**per
+        score = self.prediction.gains(rows) / self.flops**per
         return int(np.where(open_, score, -np.inf).argmax())
 
     def exchange(self, rows: Rows) -> Rows:

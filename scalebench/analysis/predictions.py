@@ -31,7 +31,8 @@ class PredictedQuantity:
     """One predicted quantity in SI units, or the reason why there is none.
 
     ``low`` and ``high`` are the 95 % interval of ``interval``, always a new run; ``beyond`` is how many times outside
-    the data the prediction lies, 1 inside; ``basis`` is what it rests on, ``trend`` the fitted law.
+    the data the prediction lies, 1 inside; ``basis`` is what it rests on, ``trend`` the fitted law. A figure that is
+    ``counted`` has neither interval nor law.
     """
 
     quantity: str
@@ -43,7 +44,15 @@ class PredictedQuantity:
     beyond: float | None = None
     basis: str = ""
     reason: str = ""
+    counted: bool = False
     trend: Trend | None = field(default=None, repr=False)
+
+    @property
+    def by(self) -> str | None:
+        """How the value comes about: ``counted``, by a ``law``, or None for neither (the data, or a refusal)."""
+        if self.value is None:
+            return None
+        return "counted" if self.counted else "law" if self.trend else None
 
     @property
     def hold_out_percent(self) -> float | None:
@@ -57,8 +66,8 @@ class PredictedQuantity:
         return replace(self, quantity=quantity, unit=unit, basis=basis, value=value, low=low, high=high)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, with ``hold_out_percent``."""
-        names = ("quantity", "unit", "value", "low", "high", "interval", "beyond", "hold_out_percent")
+        """The fields by name, with ``hold_out_percent`` and ``by``."""
+        names = ("quantity", "unit", "value", "by", "low", "high", "interval", "beyond", "hold_out_percent")
         return {name: getattr(self, name) for name in (*names, "basis", "reason")}
 
 
@@ -90,7 +99,7 @@ def predict_size(
         step,
         _over_steps(step, steps, "training time", "s"),
         predict_memory(series, params),
-        _over_steps(predicted(series.flops, params, "compute", "FLOP"), steps, "compute", "FLOP"),
+        predict_compute(series, params, steps),
         _data(recipe, data, requested=tokens is not None),
         predict_checkpoint(series, params),
         _over_steps(predicted(series.energy, params, "energy", "J"), steps, "energy", "J"),
@@ -190,6 +199,22 @@ def steps_of(recipe: Recipe, data: float | None) -> float | None:
     return data / recipe.per_step if data and recipe.per_step else None
 
 
+def predict_compute(series: Series, params: float, steps: float | None) -> PredictedQuantity:
+    """Return the FLOPs of ``steps`` training steps: those of the model that the family builds at this size.
+
+    Where it cannot be counted it is that of the law, and the basis says why.
+    """
+    built = series.counting.at(params)
+    if built is None:
+        compute = _over_steps(predicted(series.flops, params, "compute", "FLOP"), steps, "compute", "FLOP")
+        why = series.counting.reason or f"no model of {params:.4g} parameters can be counted"
+        return replace(compute, basis=f"by the law, not counted ({why}): {compute.basis}") if compute.value else compute
+    step = PredictedQuantity("compute", "FLOP", built.flops_per_step, counted=True)
+    model = f"a {built.family} with {built.params:,.0f} parameters, which params = {built.setting:.6g} gives"
+    basis = f"counted: a step of {model}, times {steps or 0:,.0f} steps"
+    return replace(_over_steps(step, steps, "compute", "FLOP"), basis=basis if steps else "")
+
+
 def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:
     """Return the bytes of a checkpoint, by all parameters: ``params`` and the embeddings of that size.
 
@@ -211,7 +236,7 @@ def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:
 def _over_steps(step: PredictedQuantity, steps: float | None, quantity: str, unit: str) -> PredictedQuantity:
     """Return what a whole training takes, from what a step takes."""
     if steps is None:
-        reason = "the number of steps is open: give --tokens, or trials of one batch size"
+        reason = "the number of steps is open: give --tokens, or trials of one batch size (their parents included)"
         return PredictedQuantity(quantity, unit, reason=reason)
     return step.times(
         steps, quantity, unit, f"that of a step, times {steps:,.0f} steps; {step.basis}" if step.value else ""

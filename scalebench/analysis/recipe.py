@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalebench.analysis.trials import N, first_step, numeric, own_steps
+from scalebench.analysis.trials import N, first_step, numeric, own_steps, steps_are_alike
 
 SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
 
@@ -16,7 +16,7 @@ class Recipe:
     """How much data trials of a size see: a fixed amount, an amount per parameter, or neither (a separate axis).
 
     ``unit`` is tokens or samples, ``known`` whether the trials record either; ``per_step`` is the data of a step,
-    None where it differs between trials.
+    None where it differs between trials, or between a continued run and its parents.
     """
 
     unit: str
@@ -33,7 +33,8 @@ class Recipe:
         steps = first_step(usable) + own_steps(usable)  # the data of a continued run include its parents'
         fixed = _constant(data_seen)
         per_parameter = None if fixed else _constant(data_seen / usable[N])
-        return cls(unit, bool(data_seen.notna().any()), fixed, per_parameter, _constant(data_seen / steps))
+        per_step = _constant(data_seen / steps) if steps_are_alike(usable) else None
+        return cls(unit, bool(data_seen.notna().any()), fixed, per_parameter, per_step)
 
     def __str__(self) -> str:
         if not self.known:

@@ -11,7 +11,8 @@ from scalebench.analysis.trials import LOSS, SizeAxis
 # What a study may set beside size, seed and series. Data and steps may follow the size; within one size they may not.
 SETTINGS = (
     *("learning_rate", "batch_size", "steps", "sequence_length", "weight_decay", "gradient_clip", "accumulation"),
-    *("dropout", "warmup_steps", "schedule", "source", "data_sha256", "machine_id"),
+    *("dropout", "warmup_steps", "schedule", "decay_fraction", "momentum", "beta1", "beta2", "source", "data_sha256"),
+    "machine_id",
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.counting import Count
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
@@ -32,8 +33,8 @@ def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFra
     return trials[trained]
 
 
-def select_study(path: Path, where: str | None) -> StudyAnalysis:
-    """Return the analysis of the selected trials, whose lengths of training may differ.
+def select_study(path: Path, where: str | None, count: Count | None = None) -> StudyAnalysis:
+    """Return the analysis of the selected trials, whose lengths of training may differ; ``count`` as of it.
 
     Raises ``InputError`` for a folder without trials, and for a mixture of studies, devices, implementations and the
     like.
@@ -47,7 +48,8 @@ def select_study(path: Path, where: str | None) -> StudyAnalysis:
         raise InputError([f"{path}: there are no trials here, only comparisons of operations; name a study's folder"])
     ((name, definition),) = results.studies.items()
     left_out = len(results.frame) - len(of_plans(results).frame)
-    study = StudyAnalysis(name, of_any_length(definition), select_trials(path, results, where), left_out=left_out)
+    trials = select_trials(path, results, where)
+    study = StudyAnalysis(name, of_any_length(definition), trials, left_out=left_out, count=count)
     if len(study.series) > 1:
         labels = "; ".join(series.label for series in study.series)
         example = f'--where "{_of_first_series(study)}"'

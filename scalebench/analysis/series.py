@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scalebench.analysis.counting import Count, Counting, counting_of
 from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.replicates import replicate_notes
 from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, fit_trend, trend_of
@@ -45,7 +46,7 @@ class Series:
 
     ``trials`` are all of them, ``usable`` the valid ones (at each size the best of the tuned axes). ``law`` is that of
     the loss, ``holds_out`` whether it is also fitted without the largest size; ``notes`` warn of tuned values at the
-    edge of those tried.
+    edge of those tried. ``definition`` and ``count`` are those of the study.
     """
 
     label: str
@@ -55,6 +56,8 @@ class Series:
     law: str
     holds_out: bool
     notes: tuple[str, ...]
+    definition: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    count: Count | None = field(default=None, repr=False)
 
     @cached_property
     def sizes(self) -> pd.DataFrame:
@@ -154,6 +157,11 @@ class Series:
         return cost_trend(self.usable, self.memory_column, N)
 
     @cached_property
+    def counting(self) -> Counting:
+        """What counts the FLOPs of a training step at sizes that no trial has, or the reason why nothing does."""
+        return counting_of(self.usable, self.definition, self.count)
+
+    @cached_property
     def flops(self) -> Trend:
         """FLOPs of a training step against N."""
         return cost_trend(self.usable, "flops_per_step", N)
@@ -185,7 +193,9 @@ def _why_no_energy(trials: pd.DataFrame) -> str:
     return methods[0].removeprefix("none: ") if len(methods) == 1 else "no energy counter was recorded"
 
 
-def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Series:
+def make_series(
+    label: str, trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis, count: Count | None = None
+) -> Series:
     """Make a series of prepared trials by the ``[fit]`` table of a study."""
     options = definition.get("fit") or {}
     usable, notes = best_over(trials[trials["valid"]], tuned_axes(definition), x)
@@ -195,7 +205,7 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     notes = (*notes, *replicate_notes(usable, x, known, inherit_seed=not own_seed))
     if len(usable) > MAX_POINTS:
         notes += (f"each fit takes {MAX_POINTS:,} of {len(usable):,} trials, spread evenly over sizes and seeds",)
-    return Series(label, x, trials, usable, law, holds_out, notes)
+    return Series(label, x, trials, usable, law, holds_out, notes, definition, count)
 
 
 def setting_text(value: Any) -> str:
@@ -211,11 +221,13 @@ def setting_text(value: Any) -> str:
     return power if len(power) < len(digits) and float(power) == value else digits
 
 
-def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Iterator[Series]:
+def series_of(
+    trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis, count: Count | None = None
+) -> Iterator[Series]:
     """Split prepared trials into series; one, without a label, where nothing but size and seed varies."""
     columns = split_columns(trials, definition)
     if not columns:
-        yield make_series("", trials, definition, x)
+        yield make_series("", trials, definition, x, count)
         return
     for values, group in trials.groupby(columns, dropna=False, sort=True):
         settings = zip(columns, values, strict=True)
@@ -224,7 +236,7 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
             for name, value in settings
         ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
-        yield make_series(label, group, definition, x)
+        yield make_series(label, group, definition, x, count)
 
 
 def of_one_size(series: Sequence[Series]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.analysis.counting import Count
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import (
@@ -36,7 +37,8 @@ class StudyAnalysis:
     ``definition`` is its ``study.json`` (axes, fit, planned, command, study_toml), ``rows`` its records as stored,
     ``damaged`` has a line for each attempt that cannot be read, and ``left_out`` is the number of trials in its folder
     that it did not plan (of earlier settings, or of more than a narrower ``--set``), which are in no row. ``beside``
-    has the records of the other studies in the same results, which it may be compared with.
+    has the records of the other studies in the same results, which it may be compared with. ``count`` counts the
+    models that it could build at other sizes; without it their compute is that of a law.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StudyAnalysis:
     damaged: tuple[str, ...] = ()
     left_out: int = 0
     beside: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    count: Count | None = field(default=None, repr=False)
 
     @cached_property
     def others(self) -> pd.DataFrame:
@@ -68,7 +71,7 @@ class StudyAnalysis:
     @cached_property
     def series(self) -> tuple[Series, ...]:
         """Trials that differ in ``x`` and seed only, at least one series."""
-        return tuple(series_of(self.trials, self.definition, self.x))
+        return tuple(series_of(self.trials, self.definition, self.x, self.count))
 
     @cached_property
     def surfaces(self) -> tuple[Surface, ...]:
@@ -140,18 +143,21 @@ def _read_steps(attempt: Any) -> pd.DataFrame | None:
         return None
 
 
-def analyse(results: Results, name: str) -> StudyAnalysis:
-    """Analyse one study of results folders: the trials that it planned, all of them if it lists none."""
+def analyse(results: Results, name: str, count: Count | None = None) -> StudyAnalysis:
+    """Analyse one study of results folders: the trials that it planned, all of them if it lists none.
+
+    ``count`` is as in ``StudyAnalysis``.
+    """
     recorded, planned = _with_study(results.frame), _with_study(of_plans(results).frame)
     own, damaged = planned["study"] == name, _damaged_by_study(results).get(name, ())
     rows = planned[own]
     left_out = int((recorded["study"] == name).sum()) - len(rows)
-    return StudyAnalysis(name, results.studies.get(name) or {}, rows, damaged, left_out, planned[~own])
+    return StudyAnalysis(name, results.studies.get(name) or {}, rows, damaged, left_out, planned[~own], count)
 
 
-def analyse_all(results: Results) -> tuple[StudyAnalysis, ...]:
+def analyse_all(results: Results, count: Count | None = None) -> tuple[StudyAnalysis, ...]:
     """Analyse every study of results folders, those without a readable ``study.json`` included."""
-    return tuple(analyse(results, name) for name in study_names(results))
+    return tuple(analyse(results, name, count) for name in study_names(results))
 
 
 def study_names(results: Results) -> list[str]:

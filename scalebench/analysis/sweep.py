@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from scalebench.advice.optima import OptimumLaw, optimum_laws
-from scalebench.advice.settings import setting_line, unmodelled
+from scalebench.advice.settings import REPLICATES, setting_line, unmodelled
 from scalebench.analysis.replicates import SETTINGS
 from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS
-from scalebench.errors import InputError
-from scalebench.points.files import is_results, open_table
+from scalebench.errors import InputError, unknown
+from scalebench.points.files import holds_trials, is_results, open_table
 from scalebench.points.table import read_columns, read_texts
 from scalebench.store import read_results
 
@@ -39,9 +39,12 @@ def optimum_laws_of(
         if repeated := [name for name in columns if [*optimised, *against].count(name) > 1]:
             raise InputError([f"{option}: {repeated[0]!r} is named twice; each column is swept or is a size, once"])
     names = {name: name for name in (*against, *optimised)}
-    loss = loss_column or (LOSS if is_results(path) else "loss")
+    loss = loss_column or (LOSS if holds_trials(path) else "loss")
     options = {**dict.fromkeys(against, "--against"), **dict.fromkeys(optimised, "--optimised")}
     points = read_columns(path, {**names, "loss": loss}, where, options=options | {"loss": "--loss-column"}).values
+    present = open_table(path).names
+    if absent := [name for name in replicates if name not in present and name not in REPLICATES]:
+        raise InputError([f"{path}: --replicates: column {unknown(name, present)}" for name in absent])
     used = {*names, loss, *replicates}
     others = [name for name in _settings(path) if name not in used]
     lines = unmodelled_lines(points, read_texts(path, others, where), optimised, against)
@@ -51,11 +54,15 @@ def optimum_laws_of(
 
 
 def _settings(path: Path) -> list[str]:
-    """Return the columns that may hold a setting: all of a file, and what the studies of a results folder may vary."""
+    """Return the columns that may hold a setting: all of a file, and of trials what their studies may vary.
+
+    An export has no list of its studies' axes, which a results folder has.
+    """
     names = open_table(path).names
-    if not is_results(path):
+    if not holds_trials(path):
         return list(names)
-    axes = [axis for study in read_results(path).studies.values() for axis in study.get("axes") or {}]
+    studies = read_results(path).studies if is_results(path) else {}
+    axes = [axis for study in studies.values() for axis in study.get("axes") or {}]
     return [name for name in dict.fromkeys([*ALWAYS_SPLIT, *SETTINGS, *axes]) if name in {*names} - {*OF_MACHINES}]
 
 

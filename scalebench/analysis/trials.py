@@ -117,6 +117,13 @@ def first_step(trials: pd.DataFrame) -> pd.Series[float]:
     return numeric(trials, "first_step").fillna(0.0)
 
 
+def steps_are_alike(trials: pd.DataFrame) -> bool:
+    """Whether all steps of continued runs, those of their parents included, took the FLOPs of their own."""
+    continued = trials[first_step(trials) > 0]
+    steps = first_step(continued) + own_steps(continued)
+    return bool(np.isclose(training_flops(continued), numeric(continued, "flops_per_step") * steps, rtol=1e-6).all())
+
+
 def tuned_axes(definition: Mapping[str, Any]) -> list[str]:
     """Return the axes of which each size keeps its best value."""
     return [str(axis) for axis in (definition.get("fit") or {}).get("best_over") or []]

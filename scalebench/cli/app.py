@@ -175,16 +175,20 @@ def plan(
         bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
     ] = False,
     ceilings: Annotated[
-        tuple[float, float, float],
-        Parameter(help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory."),
-    ] = (700.0, 450.0, 2.8),
+        tuple[float, float, float] | None,
+        Parameter(
+            show_default=False,
+            help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory (default: 700 450 2.8).",
+        ),
+    ] = None,
     force: Annotated[bool, Parameter(negative=(), help="Accept trials that need more memory than there is.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
     from scalebench.cli.commands.planned import show_plan
+    from scalebench.cli.commands.speed import speed_ceilings
 
-    rates = ceilings if speed else ()
+    rates = speed_ceilings(ceilings, speed=speed)
     return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
@@ -201,9 +205,10 @@ def status(
     """
     from scalebench.cli.commands.stored import show_status
     from scalebench.cli.commands.watch import watch_studies
+    from scalebench.cli.output import say, warn
 
     if watch:
-        watch_studies(results)
+        watch_studies(results, warn if as_json else say)  # JSON is alone on standard output
     return show_status(results, as_json=as_json)
 
 

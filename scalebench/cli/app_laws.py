@@ -109,6 +109,8 @@ def predict(
 ) -> int:
     """Predict loss, time, memory, compute, data and storage of a model size from measured trials, or loss from a fit.
 
+    Compute is counted, for the model that the family builds at that size, where the results store how; else by a law.
+
     With --max-loss: the cheapest model that is good enough, among all trials of a results folder and what laws predict.
 
     Parameters
@@ -137,7 +139,8 @@ def predict(
     if any(value is not None for value in limits.values()):
         from scalebench.cli.commands import cheapest
 
-        return cheapest.run_cheapest(source, limits, {"--params": params, "--tokens": tokens}, where, as_json=as_json)
+        sizes = {"--params": params, "--tokens": tokens, "--input": inputs or None}
+        return cheapest.run_cheapest(source, limits, sizes, where, as_json=as_json)
     others = fitting.assigned("--input", inputs)
     return command.run_predict(source, params, tokens, others, where, as_json=as_json)
 
@@ -173,6 +176,10 @@ def optimal(
     from scalebench.advice import Counting
     from scalebench.cli.commands import optimal as command
 
+    others = {"--approach": approach != "all", "--count-params": count_params != "total",
+              "--count-flops": count_flops != "6ND", "--unique-tokens-column": columns.unique_tokens_column is not None,
+              "--run-column": columns.run_column is not None}  # fmt: skip
+    command.check_combination([name for name, passed in others.items() if passed], approach, unique_tokens)
     if unique_tokens is not None:
         return command.run_repeated(points, columns.passed(), where, unique_tokens, budget, as_json=as_json)
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
@@ -189,7 +196,7 @@ def next_(
     most: Annotated[Whole | None, Parameter(show_default=False)] = None,
     candidates: Annotated[File | None, Parameter(show_default=False)] = None,
     reach: float = 1.0,
-    law: Law = "power",
+    law: Law = None,
     columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
     other_columns: Inputs = [],  # noqa: B006
     where: Where = None,
@@ -226,7 +233,7 @@ def worth(
     /,
     *,
     loss: Number = None,
-    law: Law = "power",
+    law: Law = None,
     columns: ComputeColumns = ComputeColumns(),  # noqa: B008 - frozen
     where: Where = None,
     as_json: Json = False,

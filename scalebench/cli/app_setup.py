@@ -43,7 +43,7 @@ def list_(
     """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns."""
     from scalebench.cli.commands.catalogue import show_catalogue, show_columns
 
-    return show_columns(as_json=as_json) if columns else show_catalogue(kind, as_json=as_json)
+    return show_columns(kind, as_json=as_json) if columns else show_catalogue(kind, as_json=as_json)
 
 
 def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:

@@ -33,10 +33,11 @@ class LivePage:
         """Write the page of what is finished now."""
         from scalebench.analysis.study import analyse_all, damaged_elsewhere
         from scalebench.reporting import write
+        from scalebench.running.dials import count_dial
 
         self._behind = False
         begun = time.monotonic()  # imports take seconds, but once
         results = store.read_results(self.study_dir)
-        write(analyse_all(results), self.path, damaged_elsewhere(results))
+        write(analyse_all(results, count_dial), self.path, damaged_elsewhere(results))
         ended = time.monotonic()
         self._next_s = ended + max(LEAST_S, REST * (ended - begun))

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from scalebench.cli import completions
+from scalebench.comparison.options import Whole
+
+__all__ = ["Whole"]  # as for the other types, commands import it from here
 
 RESULTS = Path("results")
 SUFFIXED = re.compile(r"""(?<![\w.:"'/-])\d[\d_]*(?:\.\d+)?[kKMBGT](?![\w"'/-])""")  # 124M in a setting
@@ -49,14 +52,6 @@ def _setting(_type: Any, tokens: Sequence[Token]) -> str:
     return f"{key}={written}" if written != text else tokens[0].value
 
 
-def _whole(_type: Any, tokens: Sequence[Token]) -> int:
-    """Read a whole number; cyclopts would round 1.5, and reports the ``ValueError``."""
-    try:
-        return int(tokens[0].value)
-    except ValueError as error:
-        raise ValueError(f"{tokens[0].value!r} is not a whole number") from error
-
-
 def _path(_type: Any, tokens: Sequence[Token]) -> Path:
     """Return a path; the shell leaves the ``~`` of --results=~/mine, and of quoted words, as it is."""
     from scalebench.store import expanded
@@ -74,7 +69,6 @@ Settings = Annotated[
 StudyFile = Annotated[
     str, Parameter(help="A study file (TOML), or the name of a study that ships.", completer=completions.study_files)
 ]
-Whole = Annotated[int, Parameter(converter=_whole)]
 File = Annotated[Path, Parameter(converter=_path)]
 ResultsArgument = Annotated[Path, Parameter(converter=_path, help="Results folder, of one study or of several.")]
 SeveralResults = Annotated[list[File], Parameter(negative=(), help="Results folders, of one study or of several.")]
@@ -93,4 +87,11 @@ Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
 Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
 Seconds = Annotated[float | None, Parameter(show_default=False, converter=_seconds)]  # 0.002, 2ms
 Bytes = Annotated[float | None, Parameter(show_default=False, converter=_bytes)]  # 40k, 40kB, 64KiB
-Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.", completer=completions.laws)]
+Law = Annotated[
+    str | None,
+    Parameter(
+        show_default=False,
+        help="The law to fit; `scalebench list` shows them (default: power).",
+        completer=completions.laws,
+    ),
+]

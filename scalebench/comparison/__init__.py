@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.comparison.options import Options, check_operation, listed
+from scalebench.comparison.options import Options, check_operation, listed, out_of_range
 from scalebench.errors import InputError, expect, number_of, unknown
 
 if TYPE_CHECKING:
@@ -85,14 +85,16 @@ class ComparisonPlan:
 
 def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
-    check_operation(operation)  # before the import of torch, which takes seconds
-    import torch
+    check_operation(operation)
+    if wrong := out_of_range(options):
+        raise InputError(wrong)
+    import torch  # after what can be wrong without it: it takes seconds
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation
 
     chosen = load_operation(operation)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wrong = _wrong_options(options, kind, cuda=torch.cuda.is_available())
+    wrong = _wrong_device(kind, cuda=torch.cuda.is_available())
     known = list(chosen.module.providers())
     if options.baseline not in known:
         wrong.append(f"--baseline: {unknown(options.baseline, known)}")
@@ -112,14 +114,10 @@ def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     )
 
 
-def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
+def _wrong_device(device: str, *, cuda: bool) -> list[str]:
     wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
     if device == "cuda" and not cuda:
         wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
-    for name in ("processes", "seconds", "noise", "margin", "minutes", "patience"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            wrong.append(f"--{name} {value}: must be greater than 0")
     return wrong
 
 

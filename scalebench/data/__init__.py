@@ -27,10 +27,10 @@ from scalebench.data import (
 )  # fmt: skip
 from scalebench.data.byte_pair import BytePairs
 from scalebench.data.corpus import Corpus
-from scalebench.errors import unknown
+from scalebench.errors import InputError, unknown
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A source that is missing, empty or corrupt; the message names it and what to do."""
 
 

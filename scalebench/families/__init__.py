@@ -31,8 +31,8 @@ from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family
 from scalebench.families.own import Families, ForeignCodeError, check_named, check_unchanged, file_sha256
 
 __all__ = [
-    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "ForeignCodeError", "check_named", "check_unchanged",
-    "configure", "family_error", "file_sha256", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "ForeignCodeError", "check_fields", "check_named",
+    "check_unchanged", "configure", "family_error", "file_sha256", "model_fields",
 ]  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = Families({
@@ -73,7 +73,7 @@ def configure(family: Family, request: Mapping[str, Any], data: Data, sequence_l
     fields must be complete. Raises ``InputError`` naming the field that is missing or invalid.
     """
     fixed = {key: value for key, value in request.items() if key not in ("size", "params")}
-    _check_types(family, fixed)
+    check_fields(family, fixed)
     if size := request.get("size"):
         if size not in family.SIZES:
             raise InputError(f"size: {unknown(size, family.SIZES)}")
@@ -92,7 +92,7 @@ def _required(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD]
 
 
-def _check_types(family: Family, fixed: Mapping[str, Any]) -> None:
+def check_fields(family: Family, fixed: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for unknown fields, wrong types and numbers that are not positive."""
     known = _field_types(family.Config)
     for name, value in fixed.items():

@@ -76,7 +76,8 @@ def _centre(law: Law, logs: Mapping[str, Array]) -> dict[str, float]:
     """Mean log of each input, the same for inputs of one unit; 0 for laws that need no centring."""
     if not law.naming:
         return dict.fromkeys(logs, 0.0)
-    return {name: float(logs[law.same_unit.get(name, name)].mean()) for name in logs}
+    # Sorted: the mean of rows in another order would differ by rounding.
+    return {name: float(np.sort(logs[law.same_unit.get(name, name)]).mean()) for name in logs}
 
 
 def bound_offset(problem: Problem, points: Points, theta: Array) -> Problem:

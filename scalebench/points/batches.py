@@ -22,10 +22,6 @@ TRUTH = {"true": "1", "false": "0"}
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 
 
-class PointsError(InputError):
-    """Points that cannot be read; one line per mistake, with file, line and column."""
-
-
 @dataclass(frozen=True)
 class Table:
     """A table on disk: ``batches(names)`` yields its rows, ``locate(row, name)`` returns a cell's place and text."""
@@ -74,16 +70,16 @@ def as_text(values: pd.Series) -> pa.Array:
 
 @contextmanager
 def named_errors(path: Path, file_format: str) -> Iterator[None]:
-    """Raise ``PointsError`` with the path for what pyarrow cannot read."""
+    """Raise ``InputError`` with the path for what pyarrow cannot read."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise PointsError([f"{path}: not readable as {file_format} ({reason})"]) from error
+        raise InputError([f"{path}: not readable as {file_format} ({reason})"]) from error
 
 
 def check_unique(place: str, names: Sequence[str]) -> None:
-    """Raise ``PointsError`` for columns of one name."""
+    """Raise ``InputError`` for columns of one name."""
     positions = {name: [str(i) for i, other in enumerate(names, 1) if other == name] for name in names}
     lines = [
         f"{place}: column {name!r} appears {len(places)} times, at positions {', '.join(places)}"
@@ -91,7 +87,7 @@ def check_unique(place: str, names: Sequence[str]) -> None:
         if len(places) > 1
     ]
     if lines:
-        raise PointsError(lines)
+        raise InputError(lines)
 
 
 def empty_file(path: Path) -> str:

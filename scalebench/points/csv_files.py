@@ -17,7 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from scalebench.points.batches import MISSING, PointsError, Table, check_unique, empty_file, named_errors
+from scalebench.errors import InputError
+from scalebench.points.batches import MISSING, Table, check_unique, empty_file, named_errors
 from scalebench.points.text_files import encoding_of, is_gzipped, open_native, open_text
 
 DELIMITERS = ",;\t|"
@@ -37,7 +38,7 @@ class _Header:
 
 
 def open_csv(path: Path) -> Table:
-    """Open a CSV or TSV file. Raises ``PointsError`` for one without a readable header."""
+    """Open a CSV or TSV file. Raises ``InputError`` for one without a readable header."""
     header = _header(path)
     check_unique(f"{path}, line {header.lines}", header.names)
     return Table(
@@ -56,13 +57,13 @@ def _header(path: Path) -> _Header:
             while first.isspace():
                 first = file.readline(LONGEST_HEADER)
             if "\0" in first:
-                raise PointsError(
+                raise InputError(
                     [f"{path}: its first line has zero bytes: not a text file; export it as CSV or Parquet"]
                 )
             if "\ufffd" in first:
-                raise PointsError([f"{path}: {NOT_UNICODE}"])
+                raise InputError([f"{path}: {NOT_UNICODE}"])
             if len(first) == LONGEST_HEADER:
-                raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
+                raise InputError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
             separator = SEPARATOR_LINE.fullmatch(first)
             delimiter = separator[1] if separator else max(DELIMITERS, key=first.count)
             file.seek(0)
@@ -70,11 +71,11 @@ def _header(path: Path) -> _Header:
             rows = (row for row in reader if any(map(str.strip, row)))
             names = next(islice(rows, 1 if separator else 0, None), None)
     except csv.Error as error:
-        raise PointsError([f"{path}: {NOT_UNICODE} ({error})"]) from error
+        raise InputError([f"{path}: {NOT_UNICODE} ({error})"]) from error
     except (EOFError, zlib.error) as error:
-        raise PointsError([f"{path}: not readable as gzip ({error})"]) from error
+        raise InputError([f"{path}: not readable as gzip ({error})"]) from error
     if names is None:
-        raise PointsError([empty_file(path)])
+        raise InputError([empty_file(path)])
     return _Header(tuple(name.strip() or f"unnamed {i}" for i, name in enumerate(names, 1)), delimiter, reader.line_num)
 
 
@@ -116,11 +117,11 @@ def _csv_rows(path: Path, header: _Header) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_lengths(path: Path, header: _Header) -> None:
-    """Raise ``PointsError`` for the first row that is longer or shorter than the header."""
+    """Raise ``InputError`` for the first row that is longer or shorter than the header."""
     for line, cells in _csv_rows(path, header):
         if len(cells) != len(header.names):
             columns = f"{len(cells)} columns, but the header has {len(header.names)}"
-            raise PointsError([f"{path}, line {line}: {columns}: {header.delimiter.join(cells)[:60]!r}"])
+            raise InputError([f"{path}, line {line}: {columns}: {header.delimiter.join(cells)[:60]!r}"])
 
 
 def _locate(path: Path, header: _Header, row: int, name: str) -> tuple[str, str]:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from scalebench.errors import number_of
-from scalebench.points.batches import PointsError, Table, numbers
+from scalebench.errors import InputError, number_of
+from scalebench.points.batches import Table, numbers
 from scalebench.store import read_bytes, read_json
 
 TRAINER_STATE = "trainer_state.json"
@@ -104,7 +104,7 @@ def _runs(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
-    """Return the logs at a path, one row per run and step. Raises ``PointsError``."""
+    """Return the logs at a path, one row per run and step. Raises ``InputError``."""
     if path.is_file():
         runs = [({TRAINER_STATE: "trainer", DATABASE: "database"}.get(path.name, "events"), path)]
     else:
@@ -137,9 +137,9 @@ def _trainer_rows(path: Path) -> pd.DataFrame:
         for entry in entries:
             rows.setdefault(entry[STEP], {}).update(entry)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PointsError([f"{path}: not the state of a Hugging Face Trainer ({error!r})"]) from error
+        raise InputError([f"{path}: not the state of a Hugging Face Trainer ({error!r})"]) from error
     if not rows:
-        raise PointsError([f"{path}: its log_history is empty; train with logging_steps set"])
+        raise InputError([f"{path}: its log_history is empty; train with logging_steps set"])
     return pd.DataFrame(list(rows.values()))
 
 
@@ -165,10 +165,10 @@ def _database_rows(path: Path) -> pd.DataFrame:
             metrics = pd.read_sql_query("select run_uuid, step, key, value from metrics where is_nan = 0", database)
             parameters = pd.read_sql_query("select run_uuid, key, value from params", database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise PointsError([f"{path}: not a database of MLflow ({error})"]) from error
+        raise InputError([f"{path}: not a database of MLflow ({error})"]) from error
     metrics = metrics[metrics["run_uuid"].isin(run_names["run_uuid"])]
     if metrics.empty:
-        raise PointsError([f"{path}: no active run has a metric"])
+        raise InputError([f"{path}: no active run has a metric"])
     wide = metrics.pivot_table("value", ["run_uuid", STEP], "key", aggfunc="last").reset_index()
     if len(parameters):
         wide = wide.merge(parameters.pivot_table("value", "run_uuid", "key", "last"), "left", "run_uuid")
@@ -197,11 +197,11 @@ def _event_rows(place: Path) -> pd.DataFrame:
 
 
 def _event_log(place: Path) -> Any:
-    """Return TensorBoard's reader of a file or folder, with all of its values. Raises ``PointsError``."""
+    """Return TensorBoard's reader of a file or folder, with all of its values. Raises ``InputError``."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
-        raise PointsError([f"{place}: event files are read by tensorboard: pip install tensorboard"]) from error
+        raise InputError([f"{place}: event files are read by tensorboard: pip install tensorboard"]) from error
     log = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
     log.Reload()
     return log

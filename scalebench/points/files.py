@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from scalebench.errors import number_of
+from scalebench.errors import InputError, number_of
 from scalebench.points import exports
-from scalebench.points.batches import PointsError, Table, as_text, check_unique, empty_file, named_errors, texts
+from scalebench.points.batches import Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
 from scalebench.points.text_files import encoding_of, open_bytes, open_native
 from scalebench.store import Results, of_plans, read_results
@@ -35,7 +35,7 @@ VALIDITY = ("status", "invalid_reason")  # of a trial: whether laws are fitted t
 def open_table(path: Path) -> Table:
     """Open a table by its suffix, a results folder, or the logs of another trainer (see ``exports``).
 
-    Raises ``PointsError`` or ``StoreError``.
+    Raises ``InputError`` or ``StoreError``.
     """
     if is_results(path):
         return open_results(path, read_results(path))
@@ -43,9 +43,9 @@ def open_table(path: Path) -> Table:
         return of_frame(path, *exports.read_logs(path))
     if not _has_suffix(path):
         if not path.exists():
-            raise PointsError([f"{path}: there is no such file or folder"])
+            raise InputError([f"{path}: there is no such file or folder"])
         reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is not a folder"
-        raise PointsError([f"{path}: {reason}" + ("; rename it to match its format" if path.is_file() else "")])
+        raise InputError([f"{path}: {reason}" + ("; rename it to match its format" if path.is_file() else "")])
     with _readable(path):
         table = _open_by_suffix(path)
         return _valid_trials(table) if is_export(table) else table
@@ -53,13 +53,13 @@ def open_table(path: Path) -> Table:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raise ``PointsError`` for a file that is empty, or that cannot be read within the block."""
+    """Raise ``InputError`` for a file that is empty, or that cannot be read within the block."""
     try:
         if not path.stat().st_size:
-            raise PointsError([empty_file(path)])
+            raise InputError([empty_file(path)])
         yield
     except OSError as error:
-        raise PointsError([f"{path}: cannot be read ({error.strerror or error})"]) from error
+        raise InputError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
 
 def is_results(path: Path) -> bool:
@@ -171,7 +171,7 @@ def _valid_rows(path: Path, frame: pd.DataFrame) -> pd.Series[bool]:
     """Return which trials ended ok with valid numbers and, where any of these has one, a validation loss."""
     ok = (frame["status"] == "ok") & frame["invalid_reason"].isna()
     if not ok.any():
-        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
+        raise InputError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
     loss = OF_RESULTS["loss"]
     trained = ok & frame[loss].notna() if loss in frame else ok
     return trained if trained.any() else ok

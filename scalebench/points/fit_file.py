@@ -15,14 +15,15 @@ from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import holds_trials, is_fit
-from scalebench.points.roles import column_names, column_options, find_law, law_columns
+from scalebench.points.roles import ALIASES, column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, json_safe, read_json
 
 if TYPE_CHECKING:
-    from scalebench.laws import Backtest, Fit
+    from scalebench.laws import Backtest, Fit, Law
 
 TOKENS_PER_FLOP = 1 / FLOPS_PER_PARAMETER_TOKEN  # times 1 / N
+DEFAULT_LAW = "power"
 OPTIONS = ("loss", "delta", "space", "fixed")
 
 
@@ -54,20 +55,41 @@ def fit_points(
 
 def open_fit(
     source: Path,
-    law: str,
+    law: str | None,
     by_role: Mapping[str, str],
     where: str | None,
     own_options: Mapping[str, str] = MappingProxyType({}),
 ) -> Fit:
-    """Return the fit in a JSON file, or ``law`` fitted to the points of any other source; see ``fit_points``.
+    """Return the fit in a JSON file, or ``law`` (power) fitted to the points of any other source; see ``fit_points``.
 
     Raises ``InputError`` or ``StoreError``.
     """
     if is_fit(source):
         if by_role or where is not None:
             raise InputError([f"{source}: the fit already holds its points; leave --where and columns out"])
-        return from_document(source)[0]
-    return fit_points(source, law, by_role, where, {}, own_options=own_options)[0]
+        fitted = from_document(source)[0]
+        if law not in (None, fitted.law.name):
+            raise InputError([f"{source}: holds a fit of {fitted.law.name}, not of {law}; fit {law} to its points"])
+        return fitted
+    return fit_points(source, law or DEFAULT_LAW, by_role, where, {}, own_options=own_options)[0]
+
+
+def check_columns(source: Path, law: Law, by_role: Mapping[str, str]) -> None:
+    """Raise ``InputError`` for a column that was named for a role and that a law does not read."""
+    if by_role:
+        read = law_columns(law, by_role, of_results=holds_trials(source), names=column_names(source))
+        if unused := unused_columns(by_role, law, read):
+            raise InputError([f"{source}: {line}; leave it out" for line in unused])
+
+
+def unused_columns(by_role: Mapping[str, str], law: Law, columns: Mapping[str, str]) -> list[str]:
+    """Return a line for each column that was named for a role and that a law, which reads ``columns``, did not read."""
+    unused = []
+    for role, name in sorted(by_role.items()):
+        others = [other for other in columns if role in ALIASES.get(other, ()) or (role, other) == ("y", law.response)]
+        if name not in [columns.get(each) for each in (role, *others)]:
+            unused.append(f"not used by {law.name}: column {name!r} for {role}")
+    return unused
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:

@@ -21,12 +21,12 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scalebench.errors import unknown
+from scalebench.errors import InputError, unknown
 from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
-from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
+from scalebench.points.batches import MISSING, DecimalMark, Table, numbers, texts
 from scalebench.points.files import OF_RESULTS, frame_batch, open_table
-from scalebench.points.where import Kind, Mask, Where, WhereError, parse
+from scalebench.points.where import Kind, Mask, Where, parse
 from scalebench.store import RENAMED
 
 MAX_POINTS = 1_000_000  # a fit takes about two kilobytes per point
@@ -65,7 +65,7 @@ def read_columns(
 
     With ``last_of``, a column of run names, only the last row of each run that has all values is read.
 
-    ``options`` are, by role, the command-line options that name a column. Raises ``PointsError``, with file, line and
+    ``options`` are, by role, the command-line options that name a column. Raises ``InputError``, with file, line and
     column, for a missing file or column, values that are not positive finite numbers, and a column that is constant.
     """
     condition, table = _parse(where), open_table(path)
@@ -84,13 +84,13 @@ def read_columns(
             parts[role].append(values)
         rows, selected = rows + batch.num_rows, selected + int(mask.sum())
         if selected > MAX_POINTS:
-            raise PointsError(
+            raise InputError(
                 [f"{path}: more than {MAX_POINTS:,} points; select fewer with --where, or average repeats"]
             )
     if not rows:
-        raise PointsError([f"{path}: column names but no rows; it needs a line per point"])
+        raise InputError([f"{path}: column names but no rows; it needs a line per point"])
     if not selected:
-        raise PointsError([f"{path}: --where {where!r} selects none of {rows:,} rows"])
+        raise InputError([f"{path}: --where {where!r} selects none of {rows:,} rows"])
     joined: dict[str, NDArray[Any]] = {role: np.concatenate(part) for role, part in parts.items()}
     if last_of:
         last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
@@ -113,7 +113,7 @@ def unit_notes(columns: Mapping[str, str]) -> list[str]:
 
 
 def read_texts(path: Path, names: Sequence[str], where: str | None = None) -> dict[str, NDArray[Any]]:
-    """Return columns as texts, each (n,), of the rows that match ``where``. Raises ``PointsError``."""
+    """Return columns as texts, each (n,), of the rows that match ``where``. Raises ``InputError``."""
     condition, table = _parse(where), open_table(path)
     needed = list(dict.fromkeys([*names, *(condition.names if condition else ())]))
     _check_names(path, needed, table.names)
@@ -147,7 +147,7 @@ def _complete(batch: pa.RecordBatch, names: Sequence[str]) -> Mask:
 
 
 def select_rows(path: Path, frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """Return the rows of a data frame, read from ``path``, that match ``where``. Raises ``PointsError``."""
+    """Return the rows of a data frame, read from ``path``, that match ``where``. Raises ``InputError``."""
     condition = _parse(where)
     if condition is None:
         return frame
@@ -156,10 +156,7 @@ def select_rows(path: Path, frame: pd.DataFrame, where: str | None) -> pd.DataFr
 
 
 def _parse(where: str | None) -> Where | None:
-    try:
-        return None if where is None else parse(where)
-    except WhereError as error:
-        raise PointsError([str(error)]) from error
+    return None if where is None else parse(where)
 
 
 def _check_names(
@@ -169,7 +166,7 @@ def _check_names(
     options: Mapping[str, str] = MappingProxyType({}),
     note: str = "",
 ) -> None:
-    """Raise ``PointsError`` with a line for each unknown column: its name now, or the option that would name it."""
+    """Raise ``InputError`` with a line for each unknown column: its name now, or the option that would name it."""
     lines = [
         f"{path}: column {unknown(name, known)}"
         + (f"; it is now called {RENAMED[name]!r}" if RENAMED.get(name) in known else "")
@@ -185,7 +182,7 @@ def _check_names(
     if lines and next(iter(known), "").startswith("#"):
         lines.append(f"{path}: the first line is a comment; it must name the columns")
     if lines:
-        raise PointsError(lines)
+        raise InputError(lines)
 
 
 def _is_number(text: str) -> bool:
@@ -231,7 +228,7 @@ def _values(
             lines.append(f"{table.path}, {place}, column {name!r}: {_fault(text)}; {_remedy(text, name)}{more}")
         values[role] = values[role] * numerals.header_unit(name) if role in COUNTED else values[role]
     if lines:
-        raise PointsError(lines)
+        raise InputError(lines)
     return values
 
 
@@ -265,4 +262,4 @@ def _check_constant(points: PointTable) -> None:
         if role != CONFIG and len(values) > 1 and (values == values[0]).all()
     ]
     if lines:
-        raise PointsError(lines)
+        raise InputError(lines)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.errors import InputError
 from scalebench.points.numerals import number
 
 Mask = NDArray[np.bool_]
@@ -50,10 +51,6 @@ COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
-class WhereError(ValueError):
-    """A text that is not a condition on columns; the message gives the reason and what is allowed."""
-
-
 @dataclass(frozen=True)
 class Where:
     """A valid condition. ``names`` are the columns it reads."""
@@ -69,22 +66,22 @@ class Where:
 
 
 def parse(text: str) -> Where:
-    """Parse a condition and evaluate it on one row. Raises ``WhereError`` unless it is a condition on columns."""
+    """Parse a condition and evaluate it on one row. Raises ``InputError`` unless it is a condition on columns."""
     if len(text) > MAX_LENGTH:
-        raise WhereError(f"--where has {len(text)} characters; the limit is {MAX_LENGTH}")
+        raise InputError(f"--where has {len(text)} characters; the limit is {MAX_LENGTH}")
     try:
         tree, names = _tree(text)
         where = Where(text, names, tree)
         where.mask(lambda _, kind: np.array(["1"] if kind == "text" else [1.0]), 1)
-    except WhereError as error:
-        raise WhereError(f"--where {text!r}: {error}; allowed are {ALLOWED}") from error
+    except InputError as error:
+        raise InputError(f"--where {text!r}: {error}; allowed are {ALLOWED}") from error
     except SyntaxError as error:
         reason = "equality is ==" if ASSIGNED.search(text) else error.msg
-        raise WhereError(f"--where {text!r} is not an expression ({reason}); allowed are {ALLOWED}") from error
+        raise InputError(f"--where {text!r} is not an expression ({reason}); allowed are {ALLOWED}") from error
     except (RecursionError, MemoryError) as error:
-        raise WhereError("--where is nested too deeply") from error
+        raise InputError("--where is nested too deeply") from error
     except (ValueError, TypeError, OverflowError) as error:
-        raise WhereError(f"--where {text!r} cannot be evaluated ({error}); allowed are {ALLOWED}") from error
+        raise InputError(f"--where {text!r} cannot be evaluated ({error}); allowed are {ALLOWED}") from error
     return where
 
 
@@ -93,13 +90,13 @@ def _tree(text: str) -> tuple[ast.expr, tuple[str, ...]]:
     tree = ast.parse(QUOTED_OR_BACKTICKED.sub(_identifier, text).strip(), mode="eval").body
     nodes = list(ast.walk(tree))
     if sum(not isinstance(node, ast.Constant) for node in nodes) > MAX_NODES:
-        raise WhereError(f"it has more than {MAX_NODES} parts")
+        raise InputError(f"it has more than {MAX_NODES} parts")
     columns = [node for node in nodes if isinstance(node, ast.Name) and node.id not in TRUTH]
     for column in columns:
         if column.id.startswith(BACKTICKED):
             column.id = bytes.fromhex(column.id.removeprefix(BACKTICKED)).decode()
     if not columns:
-        raise WhereError("it names no column")
+        raise InputError("it names no column")
     return tree, tuple(dict.fromkeys(column.id.strip("`") for column in columns))
 
 
@@ -200,5 +197,5 @@ def _list(node: ast.expr, kind: Kind) -> list[Any]:
     return values
 
 
-def _refusal(node: ast.AST, reason: str = "") -> WhereError:
-    return WhereError(f"{ast.unparse(node)!r} is not allowed" + (f" ({reason})" if reason else ""))
+def _refusal(node: ast.AST, reason: str = "") -> InputError:
+    return InputError(f"{ast.unparse(node)!r} is not allowed" + (f" ({reason})" if reason else ""))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scalebench.analysis.counting import Count
     from scalebench.analysis.study import StudyAnalysis
     from scalebench.store import Results
     from scalebench.store.comparisons import Comparisons
@@ -16,8 +17,8 @@ __all__ = ["conclusions", "picture", "render", "report", "write"]
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
 
-def report(paths: str | Path | Sequence[str | Path], output: str | Path) -> Path:
-    """Write the report on one results folder or several to ``output`` and return it.
+def report(paths: str | Path | Sequence[str | Path], output: str | Path, count: Count | None = None) -> Path:
+    """Write the report on one results folder or several to ``output`` and return it; ``count`` as of a StudyAnalysis.
 
     Raises ``InputError`` for what is no path, ``StoreError``.
     """
@@ -31,7 +32,8 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path) -> Path
     for path in (*folders, output):
         expect(path, str | Path, "report: expected a path")
     results = read_results(*folders)
-    return write(analyse_all(results), Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, folders)))
+    studies = analyse_all(results, count)
+    return write(studies, Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, folders)))
 
 
 def render(results: Results, compared: Comparisons | None = None) -> str:

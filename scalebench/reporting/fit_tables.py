@@ -180,9 +180,23 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
     ]  # fmt: skip
     columns = ("series", "size", "largest size ×", *(HEADINGS.get(name, name) for name in predicted))
     caption = "Projections for a new run beyond the data, with 95 % intervals."
-    if "compute" in predicted:
-        caption += " Compute, too, is that of a law: scalebench plan STUDY --set model.params=SIZE counts it."
+    compute = [answers["compute"] for answers in per_row if "compute" in answers]
+    caption += compute_note(compute, list(dict.fromkeys(series.counting.reason for series in all_series)))
     return replace(table(caption, columns, rows, len(all_series)), topic="projection")
+
+
+def compute_note(projected: Sequence[PredictedQuantity], reasons: Sequence[str] = ()) -> str:
+    """Return whether compute is counted or by the law, in a sentence that begins with a space; "" if there is none.
+
+    ``reasons`` are why it is not counted.
+    """
+    by = {answer.by for answer in projected if answer.value is not None}
+    if by == {"counted"}:
+        return " Compute is counted, for the models that the family builds at these sizes."
+    if by == {"counted", "law"}:
+        return " Compute is counted where it has no interval, else by the law."
+    why = "; ".join(filter(None, reasons))
+    return f" Compute is by the law, not counted{f': {why}' if why else ''}." if by else ""
 
 
 def _answers(series: Series, size: float) -> dict[str, PredictedQuantity]:

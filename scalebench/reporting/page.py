@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from scalebench.store.comparisons import Comparisons
 HERE = Path(__file__).parent
 # Of all embedded CSV files together, and of all JSON files: the page stays below 5 MB.
 SCRIPTS = ("scales.js", "explore.js", "links.js", "report.js")  # embedded in the page, and run in this order
+LANDMARKS = ("Overview", "Damaged files")  # of the page beside its sections
 NOT_IN_IDS = re.compile("[^a-z0-9_]+")
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
@@ -41,6 +43,7 @@ def render_page(
     views = list(build("study", studies))
     overview = build_overview(studies, views) if len(views) > 1 else None
     views += build("comparison", operations_of(compared) if compared else ())
+    views = with_own_titles(views)
     heading = views[0].title if len(views) == 1 else "Scaling studies" if studies else "Providers compared"
     css, *scripts = (Markup((HERE / name).read_text("utf-8")) for name in ("report.css", *SCRIPTS))  # noqa: S704 - our own
     return (
@@ -68,6 +71,15 @@ def ids(kind: str, names: Sequence[str]) -> list[str]:
     """Return an id for each name, the same on every page that has it; names that would share one get a number, too."""
     plain = [f"{kind}-{NOT_IN_IDS.sub('-', name.lower()).strip('-') or 'unnamed'}" for name in names]
     return [name if plain.count(name) == 1 else f"{name}-{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
+
+
+def with_own_titles(views: Sequence[SectionView]) -> list[SectionView]:
+    """Return the sections, those of equal titles with their names behind them: each is a landmark to screen readers."""
+    titles = [*(view.title for view in views), *LANDMARKS]
+    return [
+        view if titles.count(view.title) == 1 else replace(view, title=f"{view.title} ({view.id.partition('-')[2]})")
+        for view in views
+    ]
 
 
 def templates() -> jinja2.Environment:

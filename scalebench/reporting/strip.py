@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from scalebench.analysis.ends import FACTORS, Ends, ends_of
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting.fit_tables import projected_cell
+from scalebench.reporting.fit_tables import compute_note, projected_cell
 from scalebench.reporting.quantities import NO_SPREAD, PREFIXED, bounded, quantity, significant
 from scalebench.reporting.tables import COVERED, Cell, Table, word
 
@@ -23,6 +23,8 @@ def strip_table(series: Series) -> Table | None:
                *(f"projected ×{factor}\nN = {quantity(factor * last)}" for factor in FACTORS))  # fmt: skip
     label, measured = f" ({series.label})" if series.label else "", ends_of(series)
     caption = f"What growth cost and bought{label}. Projections are for a new run. Brackets: 95 % intervals."
+    compute = [each for ends in measured if ends.quantity == "compute" for each in ends.projected if each is not None]
+    caption += compute_note(compute)
     return Table(caption + _not_projected(measured), columns, tuple(_row(ends) for ends in measured))
 
 

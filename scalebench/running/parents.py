@@ -160,13 +160,12 @@ def _others(path: Path) -> str:
 
 
 def _parents(source: ParentSection, path: Path, study: Study) -> Iterator[ParentTrial]:
-    from scalebench.points.batches import PointsError
     from scalebench.points.table import select_rows
 
     candidates, named = _rows(path, study.name), study.axes().get("model.family", ())
     try:
         rows = select_rows(path, candidates, source.where)
-    except PointsError as error:
+    except InputError as error:
         raise InputError(f"where: {error}") from error
     frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"

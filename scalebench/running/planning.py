@@ -144,16 +144,16 @@ def _resolved(
     for parent, point in product(parents, study.points()):
         try:
             yield resolve(study.workload, point, parent), point, ""
-        except InputError as error:
-            yield None, point, str(error)
         except DataError as error:
             yield None, point, f"data: {error}"
+        except InputError as error:
+            yield None, point, str(error)
 
 
 def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | None = None) -> PlannedTrial:
     """Decide every value of one point: the family's Config, the workload's Spec, the data, the device.
 
-    ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` if it is invalid.
+    ``point`` is one of ``Study.points()``. Raises ``InputError`` if it is invalid, ``DataError`` for its data.
     """
     workload = WORKLOADS[workload_name]
     requested, values, data = tables_of(point, "model", workload.TABLE, "data")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalebench.data import DataError, open_source
-from scalebench.errors import unknown
+from scalebench.errors import InputError, unknown
 from scalebench.families import family_error
 from scalebench.laws import LAWS
-from scalebench.points.where import WhereError, parse
+from scalebench.points.where import parse
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS
 
@@ -47,5 +47,5 @@ def parent_lines(study: Study) -> Iterator[str]:
     try:
         if source.where is not None:
             parse(source.where)
-    except WhereError as error:
+    except InputError as error:
         yield f"{source.KEY}.where: {error}"

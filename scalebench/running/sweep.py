@@ -18,6 +18,7 @@ from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.attempts import Attempts, resources_of
 from scalebench.running.claims import Observer, driving, last_claim
+from scalebench.running.dials import dials_of
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Tick, no_tick
 from scalebench.running.ensembles import grouped
@@ -215,6 +216,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id, "flops": trial.flops} for trial in sweep.planned],
         "inputs": inputs_of(sweep.planned),
+        "dials": dials_of(sweep.planned),
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],

@@ -86,10 +86,23 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _are_dials(value: Any) -> bool:
+    """Whether a value lists dials: a family, fields of its Config, and the data of a training step."""
+    return isinstance(value, list) and all(
+        isinstance(dial, dict)
+        and isinstance(dial.get("family"), str)
+        and isinstance(fields := dial.get("fields"), dict)
+        and all(map(_is_scalar, fields.values()))
+        and type(dial.get("batch_size")) is int
+        and type(dial.get("sequence_length", 0)) in (int, type(None))
+        for dial in value
+    )
+
+
 SHAPES: Mapping[str, Callable[[Any], bool]] = {
     "planned": _is_plan, "earlier": _is_plan, "axes": _is_axes, "fields": _is_axes, "columns": _are_columns,
     "measured": _is_texts, "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text,
-    "workload": _is_text,
+    "workload": _is_text, "dials": _are_dials,
 }  # fmt: skip
 
 
@@ -122,7 +135,7 @@ def replaced_plan(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str
 
 
 def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str, Any]:
-    """Return a study's ``study.json`` with the planned trials and field values of both.
+    """Return a study's ``study.json`` with the planned trials, field values and dials of both.
 
     Two folders may hold parts of one study, and so may two runs with other ``--set`` values.
     """
@@ -134,7 +147,9 @@ def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str,
     for name, values in (study.get("fields") or {}).items():
         fields[name] = list(dict.fromkeys([*fields.get(name, []), *values]))
     apart = {"earlier": _as_plan(sorted(before.keys() - trials.keys()))} if before else {}
-    return study | {"planned": [*trials.values()], "fields": fields} | apart
+    dials = [*(earlier.get("dials") or [])]
+    dials += [dial for dial in study.get("dials") or [] if dial not in dials]
+    return study | {"planned": [*trials.values()], "fields": fields} | apart | ({"dials": dials} if dials else {})
 
 
 def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -88,8 +88,13 @@ def columns() -> list[dict[str, Any]]:
     ]
 
 
-def show_columns(*, as_json: bool) -> int:
-    """Print the columns of trials and comparisons; a family's [model] fields stand in a trial's record besides."""
+def show_columns(kind: str | None = None, *, as_json: bool) -> int:
+    """Print the columns of trials and comparisons; a family's [model] fields stand in a trial's record besides.
+
+    Raises ``InputError`` for a ``kind`` of the catalogue, which columns are not.
+    """
+    if kind is not None:
+        raise InputError([f"list: --columns lists columns, not {kind[:60]}; leave one of them out"])
     rows = columns()
     if as_json:
         print_json("list", {"columns": rows})

@@ -36,7 +36,7 @@ HEADER = ("", "parameters, model", "loss, 95 % of a new run", "weights", "forwar
 def run_cheapest(
     path: Path,
     options: Mapping[str, float | None],
-    sizes: Mapping[str, float | None],
+    sizes: Mapping[str, object],
     where: str | None,
     *,
     as_json: bool,
@@ -52,7 +52,7 @@ def run_cheapest(
     return 0 if answer.candidates else 2
 
 
-def _limits(options: Mapping[str, float | None], sizes: Mapping[str, float | None]) -> Limits:
+def _limits(options: Mapping[str, float | None], sizes: Mapping[str, object]) -> Limits:
     """Return the limits, each a positive number. Raises ``InputError``."""
     wrong = [f"{name} {value:g}: a positive number is needed" for name, value in options.items()
              if value is not None and not 0 < value < math.inf]  # fmt: skip

@@ -15,7 +15,7 @@ from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, one_line, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
-from scalebench.comparison.options import OPERATION_MODULES
+from scalebench.comparison.options import OPERATION_MODULES, check_import
 from scalebench.errors import InputError, number_of
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
@@ -31,6 +31,7 @@ def run_compare(
 ) -> int:
     """Measure or import, print the table and return the exit code: 1 if a result is wrong or a provider crashed."""
     if imports:
+        check_import(options)
         from scalebench.comparison.imported import import_files
 
         margin, line = options.margin, command_line()

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
+from scalebench.cli.commands.fit import by_configuration
 from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
-from scalebench.points.fit_file import open_fit
+from scalebench.points.fit_file import check_columns, open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
@@ -29,7 +30,7 @@ SHOWN = 5  # alternatives that are printed
 
 def run_next(
     source: Path,
-    law: str,
+    law: str | None,
     columns: Mapping[str, str],
     where: str | None,
     target: Mapping[str, float],
@@ -41,9 +42,11 @@ def run_next(
     as_json: bool,
 ) -> int:
     """Print the trial, or the set of trials within a budget, that narrows a prediction most."""
+    columns, _ = by_configuration(source, columns)
     fit = open_fit(source, law, columns, where)
     _check_target(source, fit, target)
     _check_limits(fit, candidates, budget, reach, most)
+    check_columns(source, fit.law, columns)
     possible = _candidates(fit, candidates, budget) if candidates else candidate_grid(fit, GRID, reach)
     try:
         if budget is None:
@@ -78,6 +81,7 @@ def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach
     priced = {"params", "tokens"} <= set(fit.law.inputs) or "flops" in fit.law.inputs or candidates is not None
     wrong = {
         f"--reach {reach:g}: a positive number is needed": not reach > 0,
+        f"--reach {reach:g}: extends the grid, which --candidates replaces": reach != 1 and candidates is not None,
         f"--budget {budget}: a positive number of FLOPs is needed": budget is not None and not budget > 0,
         f"--budget: {fit.law.name} has no FLOPs of a trial; give --candidates FILE with a column flops": not (
             budget is None or priced
@@ -108,6 +112,10 @@ def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None
     table("", header, [_candidate(trial) for trial in design.chosen], text_columns=0)
     ratio, ends = bounded(design.narrowing, *(design.narrowing_interval or (math.nan, math.nan)))
     say("", f"expected interval afterwards: {after}, ×{ratio} of the width now ({ends})")
+    if design.noise:
+        say(f"the residuals show {design.noise}: each trial counts with the noise of its size")
+    if design.narrowing > 1:
+        say("none of these trials narrows it: they would add more noise than they tell")
     if design.unlimited is not None:
         count, narrowing = design.unlimited
         say(f"{trials(count)} within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
@@ -124,7 +132,7 @@ def _candidate(trial: Candidate) -> tuple[str, ...]:
 def run_worth(
     baseline: Path,
     changed: Path,
-    law: str,
+    law: str | None,
     columns: Mapping[str, str],
     where: str | None,
     loss: float | None,

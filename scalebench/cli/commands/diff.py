@@ -21,8 +21,10 @@ def run_diff(
     old: Path, new: Path, where: str | None, margin: float, *, other_machine: bool, markdown: bool, as_json: bool
 ) -> int:
     """Print what changed from OLD to NEW; exit code 1 if something became worse."""
-    if not margin > 0:
-        raise InputError([f"--margin {margin:g}: a positive fraction is needed, such as 0.01"])
+    if not 0 < margin < 1:
+        raise InputError([f"--margin {margin:g}: must be greater than 0 and less than 1, such as 0.01"])
+    if markdown and as_json:
+        raise InputError(["--markdown and --json: the output has one format; give one"])
     frames = []
     for path in (old, new):
         results = store.of_plans(store.read_results(path))

@@ -14,8 +14,9 @@ from scalebench.cli.output import print_json, quantity, say, say_exactly, table,
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.laws.intervals.determined import beside, switched_off
+from scalebench.laws.posing import WIDTHS
 from scalebench.points.files import holds_trials, open_table
-from scalebench.points.fit_file import fit_points, to_document
+from scalebench.points.fit_file import fit_points, to_document, unused_columns
 from scalebench.points.numerals import number
 from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
@@ -26,6 +27,7 @@ from scalebench.store import StoreError, check_output, json_safe, write_output
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
 
+DEFAULT_DELTA = 1e-3
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -68,14 +70,15 @@ def run_fit(
     as_json: bool,
 ) -> int:
     """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
+    if options["delta"] != DEFAULT_DELTA and options["loss"] in WIDTHS:
+        raise InputError([f"--delta {options['delta']:g}: --loss {options['loss']} has no delta; leave it out"])
     if output is not None:
         with _named(output):
             check_output(output)
-    columns, last_of = _runs(points, columns, last=last)
+    columns, last_of = by_configuration(points, columns, last=last)
     law, choice = choose_law(points, law, columns, where, options, last_of)
     fitted, table = fit_points(points, law, columns, where, options, refits, last_of)
-    for role in sorted(role for role, name in columns.items() if name not in table.columns.values()):
-        warn(f"not used by {law}: column {columns[role]!r} for {role}")
+    warn(*unused_columns(columns, fitted.law, table.columns))
     warn(*(f"{points}: {line}" for line in file_warnings(points, fitted, table, where)))
     if fitted.n_points * refits.n > SLOW:
         warn(f"{points}: {refits.n:,} refits of {fitted.n_points:,} points take minutes; --bootstrap 100 is faster")
@@ -101,13 +104,17 @@ def run_fit(
     return 0
 
 
-def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[str, str], str | None]:
+def by_configuration(
+    path: Path, columns: Mapping[str, str], *, last: bool = False
+) -> tuple[dict[str, str], str | None]:
     """Return the columns, and the run column if only the last row of each run counts.
 
     Without ``last``, the rows of a run are one configuration. Raises ``InputError`` without a run column.
     """
     others = {role: name for role, name in columns.items() if role != RUN}
     run = columns.get(RUN)
+    if run is not None and CONFIG in others and not last:
+        raise InputError(["--config-column and --run-column: both say which rows are one configuration; give one"])
     if last:
         run = run or (None if holds_trials(path) else run_column(open_table(path).names))
         if run is None:

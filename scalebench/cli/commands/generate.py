@@ -36,6 +36,9 @@ def run_generate(
         stored = trial_of(attempt, () if family is None else (family,))
     except ForeignCodeError as error:
         raise InputError([f"--trial: {trial}: {error}"]) from error
+    if family is not None and stored.family_sha256 is None:
+        line = f"has no effect on {trial}, of family {stored.family}; leave it out, or name a --trial of that family"
+        raise InputError([f"--family: {family}: {line}"])
     if (reason := getattr(stored.spec, "changed_form", None)) is not None:
         raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
     from scalebench.workloads.building import configuration

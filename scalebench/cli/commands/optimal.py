@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_results
-from scalebench.points.fit_file import open_fit
+from scalebench.points.fit_file import check_columns, open_fit
 from scalebench.points.roles import RUN, read_roles
 from scalebench.points.table import unit_notes
 from scalebench.points.warnings import point_warnings
@@ -43,6 +43,18 @@ def _check_budgets(budgets: Sequence[float]) -> None:
     ]
     if wrong:
         raise InputError(wrong)
+
+
+def check_combination(passed: Collection[str], approach: str, unique_tokens: float | None) -> None:
+    """Raise ``InputError`` for options in ``passed`` that the others leave without effect."""
+    if unique_tokens is not None:
+        reason = "has no effect with --unique-tokens, which fits one law that counts C as 6ND"
+        wrong = {"--approach", "--count-params", "--count-flops", "--run-column"}
+    else:
+        reason = "is for --unique-tokens or, if it names runs, for approach 1"
+        wrong = {"--unique-tokens-column", *(() if approach in ("1", "all") else ("--run-column",))}
+    if lines := [f"{name}: {reason}; leave it out" for name in passed if name in wrong]:
+        raise InputError(lines)
 
 
 def run_optimal(
@@ -87,6 +99,7 @@ def run_repeated(
     _check_budgets(budgets)
     own_options = {"unique_tokens": "--unique-tokens-column"}
     fitted = open_fit(source, "data_constrained", columns, where, own_options)
+    check_columns(source, fitted.law, columns)
     spent = FLOPS_PER_PARAMETER_TOKEN * np.exp(fitted.points.logs["params"] + fitted.points.logs["tokens"])
     try:
         best = [data_constrained_optimum(fitted, C, unique_tokens) for C in budgets or [float(spent.max())]]

@@ -15,6 +15,7 @@ from scalebench.errors import InputError
 from scalebench.points.files import is_fit, is_results, is_table_file
 from scalebench.points.fit_file import from_document
 from scalebench.reporting.quantities import PREFIXED, bounded, percent, quantity, significant
+from scalebench.running.dials import count_dial
 from scalebench.store import left_out_line
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _predict(
 
 
 def _predict_trials(path: Path, params: float, tokens: float | None, where: str | None) -> SizePrediction:
-    study = select_study(path, where)
+    study = select_study(path, where, count_dial)
     if study.left_out:
         warn(left_out_line(study.left_out))
     (series,), surface = study.series, next(iter(study.surfaces), None)
@@ -128,7 +129,7 @@ def _row(predicted: PredictedQuantity) -> tuple[str, ...]:
     assert predicted.value is not None
     name, unit = predicted.quantity, predicted.unit
     if predicted.beyond is None:
-        return name, quantity(predicted.value, unit), "", "", ""
+        return name, quantity(predicted.value, unit), "counted" if predicted.counted else "", "", ""
     low, high = (math.nan if end is None else end for end in (predicted.low, predicted.high))
     value, interval = bounded(predicted.value, low, high, unit if unit in PREFIXED else "")
     if unit not in PREFIXED:
@@ -154,13 +155,10 @@ def reach_line(prediction: SizePrediction) -> str:
 
 def count_line(prediction: SizePrediction) -> str:
     """Return how to count compute exactly, where the prediction has that of a law fitted to trials."""
-    if not any(predicted.quantity == "compute" and predicted.value is not None for predicted in prediction.quantities):
+    if not any(predicted.quantity == "compute" and predicted.by == "law" for predicted in prediction.quantities):
         return ""
-    setting = f"--set model.params={prediction.params:.6g}"
-    return (
-        "compute comes from a law, as the other quantities do: "
-        f"`scalebench plan STUDY {setting}` counts it for the model that the family builds at this size"
-    )
+    plan = f"scalebench plan STUDY --set model.params={prediction.params:.6g}"
+    return f"compute comes from a law, as the other quantities do: `{plan}` counts it for a study that sets params"
 
 
 def hold_out_line(rows: Sequence[Forecast], response: str) -> str:

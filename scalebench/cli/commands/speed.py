@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
 
 SHOWN_KERNELS = 6
+CEILINGS = (700.0, 450.0, 2.8)  # TFLOP/s of products and of attention, TB/s of memory
 H100 = "NVIDIA H100 80GB HBM3"  # the peak for utilisation on a machine without a GPU
+
+
+def speed_ceilings(ceilings: Sequence[float] | None, *, speed: bool) -> Sequence[float]:
+    """Return the rates for ``plan --speed``, none without it. Raises ``InputError`` for rates that it leaves unused."""
+    if ceilings is not None and not speed:
+        raise InputError("--ceilings: rates of the model that --speed adds; give --speed, too")
+    return (ceilings or CEILINGS) if speed else ()
 
 
 def step_tables(

@@ -222,9 +222,10 @@ def run_demo(results: Path, output: Path | None) -> int:
     """
     from scalebench.analysis.study import analyse
     from scalebench.reporting import conclusions, picture, write
+    from scalebench.running.dials import count_dial
 
     code = run_study("demo", [], results, RunOptions(conclusions=False), as_json=False)
-    study = analyse(store.read_results(results / "demo"), "demo")
+    study = analyse(store.read_results(results / "demo"), "demo", count_dial)
     output = output or results / "demo" / "report.html"
     say("", *conclusions(study), "")
     say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")

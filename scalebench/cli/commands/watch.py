@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ class StudyProgress:
         return f"{name}: " + ", ".join(parts)
 
 
-def watch_studies(results: Path) -> None:
+def watch_studies(results: Path, tell: Callable[[str], None] = say) -> None:
     """Print a line per study whenever its progress changes, until no driver is left, or none has run a trial for long.
 
-    A driver has no trial while it starts and between two trials.
+    A driver has no trial while it starts and between two trials. ``tell`` prints a line.
     """
     printed: dict[str, str] = {}
     idle = 0
@@ -54,7 +54,7 @@ def watch_studies(results: Path) -> None:
         for name, state in progress.items():
             if printed.get(name) != (line := state.line(name)):
                 printed[name] = line
-                say(line)
+                tell(line)
         idle = 0 if any(state.running for state in progress.values()) else idle + 1
         if idle and (idle > IDLE_LOOKS or not any(_driven(*each) for each in observers.items())):
             return

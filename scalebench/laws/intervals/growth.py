@@ -117,6 +117,10 @@ class Growth:
         exponents, fast = self.rate[:, None] * self.axes.places(logs)[self.direction], np.abs(self.rate)[:, None]
         return np.asarray(np.exp(np.clip(exponents, -0.5 * fast, AS_FAR_AGAIN * fast)))
 
+    def expected_at(self, logs: Mapping[str, Array]) -> Array:
+        """Factors [n] at logs of the inputs, each [n], at the posterior mean of their logarithm."""
+        return np.asarray(np.exp(self.chance @ np.log(self.factors_at(logs))))
+
     def factors(self, rates: NDArray[np.intp]) -> Array:
         """Standard deviations over those in the middle of the sizes, [n, configurations], at rates [n] by index."""
         return np.asarray(np.exp(self.rate[rates][:, None] * self.places[self.direction[rates]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,14 @@ class Noise:
         freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
         chi = rng.chisquare(freedom, (len(drawn.factor), len(each)))
         return np.asarray(size * np.sqrt(variance * freedom / chi))
+
+    @property
+    def in_the_middle(self) -> Noise:
+        """The noise in the middle of the sizes, at the posterior mean of the log of each; itself without growth."""
+        if (growth := self.growth) is None:
+            return self
+        between, within = (float(np.exp(growth.chance @ np.log(ratio))) for ratio in (growth.between, growth.within))
+        return replace(self, lack=self.lack * between, seed=self.seed * within, means=self.means * between)
 
     def variance_of_new_runs(self, each: float | Array = 1.0) -> Array:
         """Variance of the mean of new runs of one configuration, by 1 over their number, shaped as `each`."""
@@ -173,6 +181,15 @@ def whitened(fit: Estimate, noise: Noise, rows: Array) -> Array:
     within = by_run - mean[..., groups.config]
     parts = [mean * (new_run / noise.means), *([within * (new_run / noise.seed)] if noise.seed else [])]
     return np.asarray(np.moveaxis(np.concatenate(parts, axis=-1), -1, -2))
+
+
+def row_factors(fit: Estimate, noise: Noise) -> Array:
+    """Standard deviations of the rows that `whitened` returns over those in the middle of the sizes, [rows]."""
+    groups = group(fit)
+    size = np.ones(len(noise.means)) if noise.growth is None else noise.growth.expected
+    if not noise.means.all():
+        return np.ones(fit.n_points)
+    return np.concatenate([size, *([size[groups.config]] if noise.seed else [])])
 
 
 def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:

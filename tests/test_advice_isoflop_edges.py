@@ -1,0 +1,52 @@
+"""Approach 2 where budgets have their minimum at an edge of one ladder of sizes, and where noise hides minima."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from advice_support import BUDGETS, SURFACE, isoflop_points, loss_at, truth
+
+from scalebench.advice.compute_optimal import isoflop
+from scalebench.advice.optima import lines_through, sweep_optima
+
+A, CONSTANT = truth(SURFACE)
+
+
+def ladder(noise: float, seed: int) -> dict[str, np.ndarray]:
+    """Nine sizes, the same at every budget, from about the optimum of the smallest to that of the largest."""
+    optimum = CONSTANT * BUDGETS**A
+    params = np.tile(np.geomspace(0.8 * optimum[0], 1.25 * optimum[-1], 9), (7, 1))
+    tokens = BUDGETS[:, None] / 6 / params
+    kept = tokens > 0.05 * params
+    loss = loss_at(SURFACE, params, tokens) + noise * np.random.default_rng(seed).standard_normal(params.shape)
+    return {"params": params[kept], "tokens": tokens[kept], "loss": loss[kept]}
+
+
+def test_the_line_counts_a_minimum_at_an_edge_as_beyond_it_and_says_so() -> None:
+    points = ladder(0.003, 2)
+    law = isoflop(points)
+    reasons = [reason for _, reason in law.refused]
+    assert len(law.optima) + len(reasons) == 7
+    assert any("add values below. The line counts the best params as below" in reason for reason in reasons)
+    columns = {**points, "flops": np.exp(np.round(np.log(6 * points["params"] * points["tokens"]), 6))}
+    sweeps, _ = sweep_optima(columns, ("params",), ("flops",), None)
+    (without,), _ = lines_through(sweeps, [], ("params",), ("flops",))
+    assert law.a > without.coefficients[1] + 0.003
+    assert law.a + law.b == pytest.approx(1.0, abs=1e-6)  # tokens mirror sizes, also beyond the edges
+
+
+def test_noise_that_hides_the_minima_is_named() -> None:
+    assert len(isoflop(isoflop_points(SURFACE, noise=0.003)).notes) == 1
+    notes = isoflop(isoflop_points(SURFACE, noise=0.02, seed=1)).notes
+    assert len(notes) == 2
+    assert notes[1].startswith("noise moves the minimum at ")
+
+
+@pytest.mark.slow
+def test_minima_at_the_edges_leave_the_exponent_unbiased_and_its_intervals_hold_it() -> None:
+    studies = 60
+    laws = [isoflop(ladder(0.01, seed)) for seed in range(studies)]
+    errors = np.array([law.a - A for law in laws])
+    assert abs(errors.mean()) < 3 * errors.std() / np.sqrt(studies)
+    held = np.mean([low <= A <= high for low, high in (law.interval("a") for law in laws)])
+    assert held >= 0.95 - 0.084  # three standard errors of the simulation
