@@ -37,15 +37,17 @@ def groups_of(module: torch.nn.Module) -> dict[str, int]:
     "config",
     [
         moe.config_for(1e4, **TEXT),
-        moe.config_for(1e5, experts=3, top_k=1, bias=True, norm="layer", positions="learned", tied=False, **TEXT),
-        moe.explicit(3, 40, experts=5, top_k=5, hidden=33, **TEXT),
+        moe.config_for(
+            1e5, experts=3, experts_per_token=1, bias=True, norm="layer", positions="learned", tied=False, **TEXT
+        ),
+        moe.explicit(3, 40, experts=5, experts_per_token=5, hidden=33, **TEXT),
     ],
 )
 def test_total_and_active_parameters_are_the_built_modules(config: moe.Config) -> None:
     module = outline(moe, config)
     counts = moe.count(config)
     assert groups_of(module) == counts.by_group
-    idle = sum(p[config.top_k :].numel() for b in module.blocks for p in b.experts.parameters())
+    idle = sum(p[config.experts_per_token :].numel() for b in module.blocks for p in b.experts.parameters())
     assert counts.active == counts.total - idle
     tables = sum(counts.by_group[name] for name in ("token_embedding", "position_embedding", "head"))
     assert counts.non_embedding == counts.total - tables
@@ -53,14 +55,16 @@ def test_total_and_active_parameters_are_the_built_modules(config: moe.Config) -
 
 
 def test_all_experts_at_once_are_a_gpt_with_as_many_hidden_units_and_a_router() -> None:
-    config = moe.explicit(2, 32, experts=4, top_k=4, hidden=10, **TEXT)
+    config = moe.explicit(2, 32, experts=4, experts_per_token=4, hidden=10, **TEXT)
     dense = gpt.explicit(2, 32, hidden=40, **TEXT)
     router = 2 * 32 * 4
     assert moe.count(config).active == moe.count(config).total == gpt.count(dense).total + router
     assert moe.count(config).forward_flops == gpt.count(dense).forward_flops + 2 * 64 * router
 
 
-@pytest.mark.parametrize("fixed", [{}, {"depth": 4}, {"experts": 4, "top_k": 1}, {"experts": 64, "top_k": 4}])
+@pytest.mark.parametrize(
+    "fixed", [{}, {"depth": 4}, {"experts": 4, "experts_per_token": 1}, {"experts": 64, "experts_per_token": 4}]
+)
 def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(fixed: dict[str, int]) -> None:
     low = 4e4 if fixed.get("experts") == 64 else 1e4
     for request in np.geomspace(low, 1e12, 150):
@@ -69,10 +73,12 @@ def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(fixed: dic
         assert sizes[1] > sizes[0]
 
 
-@pytest.mark.parametrize(("experts", "top_k"), ROUTINGS)
+@pytest.mark.parametrize(("experts", "experts_per_token"), ROUTINGS)
 @pytest.mark.parametrize("fixed", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
-def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, fixed: dict[str, object]) -> None:
-    config, length = moe.config_for(4e4, experts=experts, top_k=top_k, **fixed, **TEXT), 48
+def test_flops_are_the_counters_on_the_eager_path(
+    experts: int, experts_per_token: int, fixed: dict[str, object]
+) -> None:
+    config, length = moe.config_for(4e4, experts=experts, experts_per_token=experts_per_token, **fixed, **TEXT), 48
     counts = moe.count(config, length)
     with FlopCounterMode(display=False) as counter:
         moe.build(config, "eager")(torch.randint(256, (1, length)))
@@ -80,11 +86,15 @@ def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, fixe
     assert counter.get_total_flops() == counts.forward_flops + counts.attention_flops
 
 
-def dense_mixture(experts: moe_module.Experts, x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def dense_mixture(
+    experts: moe_module.Experts, x: torch.Tensor, logits: torch.Tensor, experts_per_token: int
+) -> torch.Tensor:
     """Every expert on every row, weighted by a gate that is zero for those not among the k largest."""
     probabilities = (logits - logits.logsumexp(1, keepdim=True)).exp()
-    chosen = probabilities * (probabilities >= probabilities.sort(1, descending=True).values[:, top_k - 1 : top_k])
-    gates = chosen if top_k == 1 else chosen / chosen.sum(1, keepdim=True)
+    chosen = probabilities * (
+        probabilities >= probabilities.sort(1, descending=True).values[:, experts_per_token - 1 : experts_per_token]
+    )
+    gates = chosen if experts_per_token == 1 else chosen / chosen.sum(1, keepdim=True)
     outputs = []
     for e in range(experts.up.size(0)):
         hidden = F.gelu(x @ experts.up[e].T + experts.biases[0][e], approximate="tanh")
@@ -92,10 +102,10 @@ def dense_mixture(experts: moe_module.Experts, x: torch.Tensor, logits: torch.Te
     return (gates.unsqueeze(2) * torch.stack(outputs, 1)).sum(1)
 
 
-@pytest.mark.parametrize(("experts", "top_k"), ROUTINGS)
-def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, top_k: int) -> None:
+@pytest.mark.parametrize(("experts", "experts_per_token"), ROUTINGS)
+def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, experts_per_token: int) -> None:
     torch.manual_seed(0)
-    config = moe.explicit(1, 12, experts=experts, top_k=top_k, hidden=7, bias=True, **TEXT)
+    config = moe.explicit(1, 12, experts=experts, experts_per_token=experts_per_token, hidden=7, bias=True, **TEXT)
     module = moe_module.Experts(config).double()
     for parameter in module.parameters():
         parameter.data.normal_()
@@ -104,9 +114,9 @@ def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, t
     for written_out in (False, True):
         x_, logits_ = x.clone().requires_grad_(), logits.clone().requires_grad_()
         if written_out:
-            mixed = dense_mixture(module, x_, logits_, top_k)
+            mixed = dense_mixture(module, x_, logits_, experts_per_token)
         else:
-            gates, chosen, _ = moe_module.route(logits_, top_k)
+            gates, chosen, _ = moe_module.route(logits_, experts_per_token)
             mixed = module(x_, gates, chosen)
         results.append([mixed, *torch.autograd.grad(mixed.square().sum(), [x_, logits_, *module.parameters()])])
     for left, right in zip(*results, strict=True):
@@ -114,7 +124,7 @@ def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, t
 
 
 def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
-    config = moe.explicit(1, 8, experts=6, top_k=1, hidden=4, **TEXT)
+    config = moe.explicit(1, 8, experts=6, experts_per_token=1, hidden=4, **TEXT)
     module, x = moe_module.Experts(config), torch.randn(5, 8)
     torch.nn.init.normal_(module.up)
     torch.nn.init.normal_(module.down)
@@ -122,15 +132,15 @@ def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
     torch.testing.assert_close(module(x, torch.ones(5, 1), chosen), module.expert(4, x))
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_the_balance_loss_is_the_formula_token_by_token(top_k: int) -> None:
+@pytest.mark.parametrize("experts_per_token", [1, 2, 3])
+def test_the_balance_loss_is_the_formula_token_by_token(experts_per_token: int) -> None:
     logits = torch.randn(23, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    _, chosen, balance = moe_module.route(logits, top_k)
+    _, chosen, balance = moe_module.route(logits, experts_per_token)
     p = np.exp(logits.numpy())
     p /= p.sum(1, keepdims=True)
-    choices = np.argsort(-p, axis=1)[:, :top_k]
+    choices = np.argsort(-p, axis=1)[:, :experts_per_token]
     assert [set(row) for row in choices] == [set(row) for row in chosen.tolist()]
-    expected = sum(5 * (choices == e).sum() / (23 * top_k) * p[:, e].mean() for e in range(5))
+    expected = sum(5 * (choices == e).sum() / (23 * experts_per_token) * p[:, e].mean() for e in range(5))
     assert float(balance) == pytest.approx(expected, rel=1e-12)
 
 
@@ -141,12 +151,14 @@ def test_even_routing_costs_one_and_collapse_costs_as_much_as_there_are_experts(
     assert float(moe_module.route(collapsed, 1)[2]) == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("experts_per_token", [1, 2])
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_gradients_reach_the_router_and_the_balance_loss_is_in_training_alone(top_k: int, weight: float) -> None:
+def test_gradients_reach_the_router_and_the_balance_loss_is_in_training_alone(
+    experts_per_token: int, weight: float
+) -> None:
     data, spec = open_source("stdlib"), train_spec(sequence_length=32, batch_size=4)
     torch.manual_seed(0)
-    config = configure(moe, {"params": 2e4, "top_k": top_k, "balance_weight": weight}, data, 32)
+    config = configure(moe, {"params": 2e4, "experts_per_token": experts_per_token, "balance_weight": weight}, data, 32)
     held_out = DataSpec(
         source="stdlib", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256=data.sha256
     )
@@ -193,7 +205,9 @@ def test_the_router_stays_in_float32_under_autocast() -> None:
     seen = []
     original = moe_module.route
     try:
-        moe_module.route = lambda logits, top_k: seen.append(logits.dtype) or original(logits, top_k)
+        moe_module.route = lambda logits, experts_per_token: (
+            seen.append(logits.dtype) or original(logits, experts_per_token)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             model(torch.randint(256, (2, 9)))
     finally:
@@ -212,7 +226,7 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
-        ({"params": 1e5, "top_k": 9}, "top_k: must be at most experts = 8"),
+        ({"params": 1e5, "experts_per_token": 9}, "experts_per_token: must be at most experts = 8"),
         ({"params": 1e5, "balance_weight": -0.1}, "balance_weight: expected a number of at least 0"),
         ({"params": 1e5, "balance_weight": "0.1"}, "balance_weight: expected a number of at least 0"),
         ({"params": 1e5, "head_dim": 15}, "head_dim: rotary positions"),

@@ -29,7 +29,7 @@ def study(family: str, model: str, rest: str = "") -> str:
     [
         (study("rnn", 'params = 1e5\ncell = "gur"'), "model.cell: unknown 'gur'; did you mean 'gru'?"),
         (study("rnn", "params = 1e5\nvocab_size = 100"), "model.vocab_size: 100 is less than the data's 256 symbols"),
-        (study("moe", "params = 1e5\ntop_k = 9"), "model.top_k: must be at most experts = 8"),
+        (study("moe", "params = 1e5\nexperts_per_token = 9"), "model.experts_per_token: must be at most experts = 8"),
         (study("moe", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions need an even head_dim"),
         (study("gpt", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions need an even head_dim"),
         (study("gpt", "params = 1e5\nvocab_size = 255"), "model.vocab_size: 255 is less than the data's 256 symbols"),
@@ -67,10 +67,10 @@ def test_each_mistake_names_file_and_key(tmp_path: Path, text: str, expected: st
 
 def test_a_refused_size_ends_the_command_with_2_before_any_trial(command, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
-    path.write_text(study("moe", "params = 1e5\nexperts = 2\ntop_k = 3"))
+    path.write_text(study("moe", "params = 1e5\nexperts = 2\nexperts_per_token = 3"))
     code, _, err = command("run", path)
     assert code == 2
-    assert "model.top_k: must be at most experts = 2 (given 3)" in " ".join(err.split())
+    assert "model.experts_per_token: must be at most experts = 2 (given 3)" in " ".join(err.split())
     assert not list(tmp_path.rglob("trial.json"))
 
 

@@ -83,6 +83,13 @@ def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition(
         assert suffix is None or row["unit"] == unit[suffix], row["name"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_field_of_a_model_has_the_name_of_another_column(family: str) -> None:
+    """Either would replace the other in the records."""
+    taken = {column.name for workload in WORKLOADS for column in columns_of(workload)}
+    assert not taken & set(model_fields(FAMILIES[family]))
+
+
 @pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
 def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workload: str, text: str

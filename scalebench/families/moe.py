@@ -1,4 +1,4 @@
-"""Mixture of experts: gpt with each MLP replaced by experts; a router picks ``top_k`` of them for every token.
+"""Mixture of experts: gpt with each MLP replaced by experts, of which a router picks ``experts_per_token``.
 
 Legend: B batch, T time, C width, E experts, k experts per token, F hidden width of one expert, L depth, n = B T tokens.
 
@@ -48,14 +48,16 @@ class Config(DecoderConfig):
     """Shape of a decoder, with ``hidden`` the hidden width of one expert, and the routing."""
 
     experts: int = 8
-    top_k: int = 2
+    experts_per_token: int = 2
     balance_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        """Raise ``InputError`` for a top_k above the number of experts."""
+        """Raise ``InputError`` for more experts per token than there are."""
         super().__post_init__()
-        if self.top_k > self.experts:
-            raise InputError(f"top_k: must be at most experts = {self.experts} (given {self.top_k})")
+        if self.experts_per_token > self.experts:
+            raise InputError(
+                f"experts_per_token: must be at most experts = {self.experts} (given {self.experts_per_token})"
+            )
 
 
 def _with_routing(shape: DecoderConfig, **routing: Any) -> Config:
@@ -64,7 +66,7 @@ def _with_routing(shape: DecoderConfig, **routing: Any) -> Config:
 
 # None: published models (Mixtral, DeepSeek) have gated experts and grouped queries, which this block lacks.
 SIZES: dict[str, Config] = {}
-_ROUTING = ("experts", "top_k", "balance_weight")
+_ROUTING = ("experts", "experts_per_token", "balance_weight")
 # Finer than gpt's for small models: the step applies to k experts at once.
 _HIDDEN_STEPS = {64: 1, 512: 4, 2048: 8, math.inf: 64}
 
@@ -74,7 +76,7 @@ def explicit(
 ) -> Config:
     """Return the Config of a depth and width; heads default to gpt's rule, F to 4 C / k."""
     routing = {name: fields.pop(name) for name in _ROUTING if name in fields}
-    hidden = hidden or max(1, round(4 * width / routing.get("top_k", Config.top_k)))
+    hidden = hidden or max(1, round(4 * width / routing.get("experts_per_token", Config.experts_per_token)))
     shape = gpt.explicit(depth, width, hidden=hidden, vocab_size=vocab_size, context=context, **fields)
     return _with_routing(shape, **routing)
 
@@ -116,13 +118,15 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     total = sum(groups.values())
     tables = sum(groups[name] for name in ("token_embedding", "position_embedding", "head"))
     router_flops = 2 * length * groups["router"]
-    extra_flops = 2 * length * c.depth * (c.top_k - 1) * 2 * c.width * c.hidden
+    extra_flops = 2 * length * c.depth * (c.experts_per_token - 1) * 2 * c.width * c.hidden
     # In addition to one MLP's values: k times its rows, gathered and weighted, and the router's probabilities.
-    extra_values = c.depth * ((c.top_k - 1) * 2 * c.hidden + 3 * c.top_k * c.width + 3 * c.experts)
+    extra_values = c.depth * (
+        (c.experts_per_token - 1) * 2 * c.hidden + 3 * c.experts_per_token * c.width + 3 * c.experts
+    )
     return Counts(
         by_group=groups,
         non_embedding=total - tables,
-        active=total - c.depth * (c.experts - c.top_k) * expert,
+        active=total - c.depth * (c.experts - c.experts_per_token) * expert,
         forward_flops=dense.forward_flops + router_flops + extra_flops,
         attention_flops=dense.attention_flops,
         activation_bytes=dense.activation_bytes + 4 * length * extra_values,

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from scalebench.families.moe import Config
 
 
-def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+def route(logits: Tensor, experts_per_token: int) -> tuple[Tensor, Tensor, Tensor]:
     """Turn router logits (n, E) into gates (n, k), the experts chosen (n, k) and the balance loss, a scalar."""
     experts = logits.size(1)
     probabilities = logits.softmax(dim=1)
-    gates, chosen = probabilities.topk(top_k, dim=1)
-    if top_k > 1:
+    gates, chosen = probabilities.topk(experts_per_token, dim=1)
+    if experts_per_token > 1:
         gates = gates / gates.sum(dim=1, keepdim=True)
     shares = F.one_hot(chosen, experts).to(logits.dtype).mean(dim=(0, 1))  # f, (E,)
     return gates, chosen, experts * (shares * probabilities.mean(dim=0)).sum()
@@ -70,7 +70,7 @@ class MoEBlock(nn.Module):
         self.attention = CausalAttention(config, implementation)
         self.router = nn.Linear(config.width, config.experts, bias=False)
         self.experts = Experts(config)
-        self.top_k = config.top_k
+        self.experts_per_token = config.experts_per_token
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Tensor]:  # (B, T, C)
         """Return the block's output (B, T, C) and the balance loss, a scalar."""
@@ -79,7 +79,7 @@ class MoEBlock(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             dtype = torch.promote_types(rows.dtype, torch.float32)
             logits = F.linear(rows.to(dtype), self.router.weight.to(dtype))
-        gates, chosen, balance = route(logits, self.top_k)
+        gates, chosen, balance = route(logits, self.experts_per_token)
         return x + self.experts(rows, gates, chosen).view_as(x), balance
 
 
