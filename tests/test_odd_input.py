@@ -157,9 +157,22 @@ def test_a_copy_of_an_attempt_counts_once(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "r" / "planted", tmp_path / "r" / "planted-backup")
     alone = read_results(tmp_path / "copy").frame
     for paths in ((tmp_path / "r",), (tmp_path / "copy", tmp_path / "r")):
-        frame = read_results(*paths).frame
-        assert sorted(frame["attempt"]) == sorted(alone["attempt"])
-        assert frame.index.is_unique
+        results = read_results(*paths)
+        assert sorted(results.frame["attempt"]) == sorted(alone["attempt"])
+        assert results.frame.index.is_unique
+        assert set(results.frame["study"]) == {"planted"}
+        assert results.copied == (
+            f"planted-backup: copies of {len(alone)} trials of planted, which count there and not here",
+        )
+
+
+def test_a_renamed_folder_holds_a_study_of_its_own_name(tmp_path: Path, monkeypatch) -> None:
+    planted_results(tmp_path)
+    (tmp_path / "planted").rename(tmp_path / "renamed")
+    results = read_results(tmp_path)
+    assert set(results.frame["study"]) == set(results.studies) == {"renamed"}
+    monkeypatch.chdir(tmp_path / "renamed")
+    assert set(read_results(".").studies) == {"renamed"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from scalebench.store.trials import Reading, is_folder, read_trial_dir, study_di
 if TYPE_CHECKING:
     import pandas as pd
 
+FOLDER = "study of the folder"  # which records of a renamed folder do not have
 Missing = tuple[str, Mapping[str, int]]  # a row's folder and the sizes of its files, -1 if missing
 
 
@@ -31,12 +32,15 @@ class Results:
     ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``incomplete`` has one line per
     name of a file that records list and that is missing; those records count. ``studies`` maps a study's name to
     its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
+    A study has the name of its folder, whatever its records say; ``copied`` has a line per study whose trials are all
+    copies of another's, which count once.
     """
 
     frame: pd.DataFrame
     damaged: tuple[str, ...]
     studies: Mapping[str, dict[str, Any]]
     incomplete: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
 
 def read_results(*paths: str | Path) -> Results:
@@ -52,22 +56,32 @@ def read_results(*paths: str | Path) -> Results:
         study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
         studies[name] = joined_plans(studies.get(name, {}), study)
         table, sizes = study_table(study_dir, damaged)
+        table[FOLDER] = name
         tables.append(table)
         files += sizes
-    return Results(
-        _each_attempt_once(joined(tables)), tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files))
-    )
+    frame, copied = _each_attempt_once(joined(tables or [table_of([]).assign(**{FOLDER: None})]))
+    frame["study"] = frame.pop(FOLDER)
+    return Results(frame, tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)), copied)
 
 
-def _each_attempt_once(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table without copies of attempts: two folders may hold the same, of which each would count as a run.
+def _each_attempt_once(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the table without copies of attempts, and a line on each study that has none but copies.
 
-    An attempt's name has its time and random digits, so that equal names are copies. The last folder's counts.
+    Two folders may hold the same attempt, and each would count as a run. Its name has its time and random digits, so
+    that equal names are copies. The one in the folder that it was made in counts, of several the last.
     """
     if frame["attempt"].is_unique:
-        return frame
-    copies = frame.duplicated(["study", "trial_id", "attempt"], keep="last")
-    return frame[~copies].reset_index(drop=True) if copies.any() else frame
+        return frame, ()
+    made_last = frame.assign(made_here=frame["study"] == frame[FOLDER]).sort_values("made_here", kind="stable")
+    copies = made_last.duplicated(["study", "trial_id", "attempt"], keep="last").reindex(frame.index)
+    kept, copied = frame[~copies].reset_index(drop=True), frame[copies]
+    lines = [
+        f"{folder}: copies of {number_of(len(rows), 'trial')} of {', '.join(map(str, rows['study'].unique()))}, which "
+        "count there and not here"
+        for folder, rows in copied.groupby(FOLDER)
+        if folder not in set(kept[FOLDER])
+    ]
+    return kept, tuple(lines)
 
 
 def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list[Missing]]:
@@ -223,7 +237,5 @@ def of_plans(results: Results) -> Results:
     keep = np.ones(len(frame), dtype=bool)
     for name, study in results.studies.items():
         if ids := planned_ids(study):
-            # A study's folder may have another name than its records: without other studies, all rows are its own.
-            own = len(results.studies) == 1 or (frame["study"] == name).to_numpy()
-            keep &= frame["trial_id"].isin(ids).to_numpy() | np.logical_not(own)
+            keep &= frame["trial_id"].isin(ids).to_numpy() | (frame["study"] != name).to_numpy()
     return replace(results, frame=frame[keep])

@@ -123,7 +123,7 @@ def study_dirs(path: Path) -> list[Path]:
     ``StoreError`` when there are none, unless the folder holds comparisons, which ``comparison_store`` reads.
     """
     if is_folder(path / "trials"):
-        return [path]
+        return [path.resolve() if path.name in ("", "..") else path]  # "." names no study
     try:
         children = sorted(path / name for name in names_in(path)) if is_folder(path) else []
     except OSError as error:

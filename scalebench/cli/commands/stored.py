@@ -46,7 +46,12 @@ def show_status(results: Path, *, as_json: bool) -> int:
     if as_json:
         not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
-        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
+        notes = {
+            "incomplete": stored.incomplete,
+            "copied": stored.copied,
+            "unfinished_of_earlier_plans": unfinished,
+            "queued": queued,
+        }
         linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
         document = {"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged}
         print_json("status", document | {"chains": linked} | notes)
@@ -65,7 +70,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
         say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
         say(*(f"damaged, counts as missing: {one_line(line)}" for line in counted(damaged)))
-        say(*stored.incomplete, *_notes(stored, planned))
+        say(*stored.incomplete, *stored.copied, *_notes(stored, planned))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
     return 0 if complete and not damaged else 1
 
