@@ -119,6 +119,7 @@ def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | 
     [
         ("return 0.08 / config.width**0.5", "return 1 / 0", "model.py:{number}: ZeroDivisionError"),
         ("return 0.08 / config.width**0.5", "return float('nan')", "learning_rate() of model.py returns nan"),
+        ("return 0.08 / config.width**0.5", "pass", "model.py: learning_rate returns nothing"),
         ("length = sequence_length or 1", "length = [][1]", "model.py:{number}: IndexError"),
         (
             "vocab_size: int = 256",

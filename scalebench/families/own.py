@@ -141,16 +141,19 @@ def _imported(path: Path, content: bytes) -> ModuleType:
 
 
 def _reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of the file that raises its errors as ``InputError``, with the line that raised them."""
+    """Return a function of the file that raises its errors, and a missing value, as ``InputError`` with the line."""
 
     @wraps(function)
     def call(*values: Any, **options: Any) -> Any:
         try:
-            return function(*values, **options)
+            result = function(*values, **options)
         except InputError:  # a size that cannot be reached, for example
             raise
         except ERRORS as error:
             raise _as_input_error(path, error) from error
+        if result is None:
+            raise InputError(f"{path}: {function.__name__} returns nothing")
+        return result
 
     return call
 
