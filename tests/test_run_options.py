@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,22 +182,25 @@ def test_a_folder_that_is_removed_midway_stops_the_run_with_one_line(
     assert "the same command goes on" in line
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """Let this process write files of at most 2,000 bytes, as on a disk that is full."""
+    """Let this process write files of at most 2,000 bytes, as on a disk that is full: what pytest prints, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_trial_whose_samples_do_not_fit_keeps_its_result(tmp_path: Path, capsys, small_files) -> None:
+def test_a_trial_whose_samples_do_not_fit_keeps_its_result(tmp_path: Path, capsys) -> None:
     attempt = tmp_path / "t" / "attempt-1"
     attempt.mkdir(parents=True)
     recorder = Recorder(attempt, {"identity": {"trial_id": "t"}}, PLACEMENT)
-    recorder.save_samples("steps.parquet", pd.DataFrame({"step": range(10_000)}))
+    with small_files():
+        recorder.save_samples("steps.parquet", pd.DataFrame({"step": range(10_000)}))
+        store.write_record(attempt, recorder.columns | {"status": "ok"})
     assert "File too large" in capsys.readouterr().err
-    store.write_record(attempt, recorder.columns | {"status": "ok"})
     assert store.read_record(attempt)["status"] == "ok"
     assert [path.name for path in attempt.iterdir()] == ["record.json"]
 

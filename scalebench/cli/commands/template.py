@@ -80,7 +80,7 @@ MODEL_FIELDS = {
     "residual": "whether blocks have skip connections",
     "second": "channels of the second convolution",
     "tied": "whether the input embedding is also the output layer",
-    "top_k": "experts that a token is routed to",
+    "experts_per_token": "experts that a token is routed to",
     "vocab_size": "number of token ids; default: the data's",
     "width": "features of a layer",
 }
