@@ -35,16 +35,10 @@ test: $(READY)
 
 # Nine tenths of them in a fifth of the time: without those marked slow. Kernels run beside the others, in one process,
 # and are printed after them: two cores have something to do until the end, and one process less has imports to pay.
-# Tests of fits, tables and pages, which launch no kernel: beside the kernels under the interpreter, they take as long as
-# the rest. Without pytest-xdist, whose third process and messages cost a tenth of the time.
-FITS_AND_PAGES := advice analysis api cheapest choice coverage damage diff exports fit frontier index laws optimal \
-	planted predict report sections statistics strip tradeoff training_section
-FITS_AND_PAGES := $(wildcard $(FITS_AND_PAGES:%=tests/test_%*.py))
-KERNELS := $(wildcard tests/test_kernel_*.py)
 test-fast: $(READY)
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	TRITON_INTERPRET=1 $(BIN)/pytest -m 'not slow' $(KERNELS) $(FITS_AND_PAGES) >"$$log" 2>&1 & kernels=$$!; \
-	$(BIN)/pytest -m 'not slow' $(FITS_AND_PAGES:%=--ignore=%); others=$$?; \
+	TRITON_INTERPRET=1 $(BIN)/pytest -m 'not slow' >"$$log" 2>&1 & kernels=$$!; \
+	$(PYTEST) -n 2 -m 'not slow'; others=$$?; \
 	wait $$kernels; kernels=$$?; cat "$$log"; exit $$((others | kernels))
 
 check: $(READY)

@@ -127,6 +127,7 @@ def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
     assert np.median(ratios) < 1.0 + 1e-6
 
 
+@pytest.mark.slow
 def test_what_more_trials_would_do_is_what_they_do():
     fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     candidates = surface_candidates(40)

@@ -73,6 +73,7 @@ def test_an_interval_beyond_the_limit_is_not_sure_and_the_next_that_is_stands_be
     assert sure.loss.high <= limit
 
 
+@pytest.mark.slow
 def test_the_predicted_size_is_where_the_planted_law_meets_the_limit(points) -> None:
     only = points[points["unchanged"].astype(bool)]
     for size in (12_000, 60_000):

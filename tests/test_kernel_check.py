@@ -54,7 +54,9 @@ def test_every_case_is_listed_once_in_every_dtype_and_larger_ones_for_a_gpu() ->
     assert [case.length for case in larger][-1] == 1_000
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    "operation", [pytest.param(name, marks=pytest.mark.slow) if name == "attention" else name for name in OPERATIONS]
+)
 def test_the_first_case_of_every_shipped_operation_passes(operation: str) -> None:
     module = check_case.load(f"scalekernels.{operation}")
     case = next(iter(check_case.cases(module, ["float16"], larger=False)))

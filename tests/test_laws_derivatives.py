@@ -122,7 +122,9 @@ def corner(problem, theta):
 
 
 @pytest.mark.parametrize("space", ["log", "raw"])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "distillation" else name for name in LAWS]
+)
 def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
     problem, theta = posed(name, space)
     at = torch.tensor(theta, requires_grad=True)
