@@ -56,7 +56,7 @@ def test_predicted_standard_errors_are_those_of_simulation() -> None:
         error = np.hypot(column.std() / np.sqrt(PREDICTED) / column.mean() / 2, 1 / np.sqrt(2 * STUDIES))
         assert np.sqrt(column.mean()) == pytest.approx(expected, rel=3 * error), trial
         assert error < 0.08
-    # The fit does not weight the largest trial, with the most noise, by that: it adds more than it tells.
+    # The fit does not weight the largest trial, with the most noise, by that, so it makes the prediction less certain.
     now, *after = (np.linalg.norm(shares(trial)) for trial in (None, *TRIALS))
     assert after[-1] > now > max(after[:-1])
     assert (predicted[:, -1] > predicted[:, 0]).all()

@@ -217,7 +217,7 @@ def test_other_workloads_and_sizes_without_params_store_no_dial(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_child_is_counted_by_the_dial_of_its_parents_study(tmp_path: Path) -> None:
-    """With the data of its own steps; the file of the child has no params."""
+    """Its dial has the data of the child's own steps, and the fields of its parents' study: its own sets no params."""
     trained(tmp_path, PARENT)
     parent = survey(load_study(tmp_path / "study.toml"), tmp_path / "results")
     save_study(parent, load_study(tmp_path / "study.toml"))

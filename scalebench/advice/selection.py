@@ -70,7 +70,7 @@ class _Search:
         return affordable
 
     def fill(self, rows: Rows, allowed: Callable[[Rows], NDArray[np.bool_]]) -> Rows:
-        """Add the best allowed candidate until none is left, or it would add more noise than it tells."""
+        """Add the best allowed candidate until none is left, or it would make the prediction less certain."""
         variance = self.prediction.variance(rows)
         while (open_ := allowed(rows)).any():
             more = (*rows, self._best(rows, open_, self.per))

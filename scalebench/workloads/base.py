@@ -184,7 +184,7 @@ def offering(capability: str) -> str:
     return f"families that can: {', '.join(names)}"
 
 
-def check_fields(request: Request, values: Mapping[str, Any]) -> None:
+def check_column_names(request: Request, values: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for a field of a user's Config whose column in the results has another meaning."""
     taken = {*values, *(column.name for column in (*STORE_COLUMNS, *TRIAL_COLUMNS, *ENVIRONMENT_COLUMNS))}
     if request.family_name.endswith(ENDING) and (
@@ -198,7 +198,7 @@ def check_fields(request: Request, values: Mapping[str, Any]) -> None:
 
 def check_implementation(request: Request, values: Mapping[str, Any], table: str) -> None:
     """Raise ``InputError`` for an implementation that the family lacks, or a Config with a column's name."""
-    check_fields(request, values)
+    check_column_names(request, values)
     known, implementation = request.family.IMPLEMENTATIONS, values["implementation"]
     if implementation not in known:
         raise InputError(

@@ -115,7 +115,7 @@ def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None
     if design.noise:
         say(f"the residuals show {design.noise}: each trial counts with the noise of its size")
     if design.narrowing > 1:
-        say("none of these trials narrows it: they would add more noise than they tell")
+        say("none of these trials narrows it: their noise would widen it")
     if design.unlimited is not None:
         count, narrowing = design.unlimited
         say(f"{trials(count)} within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
