@@ -237,6 +237,7 @@ def test_to_dict_survives_json():
         approach.interval("c")
 
 
+@pytest.mark.slow
 def test_epoch_data_give_the_published_exponent():
     table = reference("epoch_chinchilla/svg_extracted_data.csv").sort_values("loss").iloc[:-5]
     tokens = table["Training FLOP"] / 6 / table["Model Size"]

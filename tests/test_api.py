@@ -130,6 +130,7 @@ def test_predictions_and_advice_agree_with_the_planted_laws(folder: Path, tmp_pa
     assert design.chosen[0].narrowing < 1
 
 
+@pytest.mark.slow
 def test_half_the_compute_is_worth_two() -> None:
     flops = np.geomspace(1e18, 1e22, 9)
     loss = 1.7 + 400 * flops**-0.15

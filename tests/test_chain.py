@@ -53,6 +53,7 @@ def run(*arguments: object) -> int:
     return int(str(ended.value.code))
 
 
+@pytest.mark.slow
 def test_a_chain_counts_every_step_once(base: Path) -> None:
     rows = store.load_results(base / "results")
     step = rows.set_index("study")["flops_per_step"].groupby(level=0).max()

@@ -47,8 +47,6 @@ batch_size = 16
 sequence_length = 128
 seed = [0, 1]
 """
-SLOW = ("bert", "cnn")  # to open their data, or to find their sizes
-FAMILY_PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(FAMILIES)]
 
 
 def rows_of(planned: list[PlannedTrial]) -> list[dict[str, object]]:
@@ -95,7 +93,7 @@ def series(planned: list[PlannedTrial], **definition: object) -> Series:
     return StudyAnalysis("counted", definition, frame(planned), count=count_dial).series[0]
 
 
-@pytest.mark.parametrize("name", FAMILY_PARAMS)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_dials_of_every_family_count_what_plan_counts_up_to_a_hundred_times_the_largest_size(
     tmp_path: Path, name: str
 ) -> None:
@@ -215,7 +213,6 @@ def test_other_workloads_and_sizes_without_params_store_no_dial(tmp_path: Path) 
     assert "does not train models whose size it sets by model.params" in reason
 
 
-@pytest.mark.slow
 def test_a_child_is_counted_by_the_dial_of_its_parents_study(tmp_path: Path) -> None:
     """Its dial has the data of the child's own steps, and the fields of its parents' study: its own sets no params."""
     trained(tmp_path, PARENT)

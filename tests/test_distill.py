@@ -88,6 +88,7 @@ def test_a_student_records_its_teacher_and_what_both_cost(base: Path, distilled:
     assert distilled["stored_bytes"] is None
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_record_are_the_declared_ones(distilled: dict[str, Any]) -> None:
     record = json.loads((Path(distilled["attempt_dir"]) / "record.json").read_text())
     declared = {column.name for column in columns_of("distill")}

@@ -53,7 +53,7 @@ def assert_same_results(alone: dict[str, dict[str, Any]], together: dict[str, di
                 assert other[name] == row[name], name
 
 
-SLOWER = ("bert", "transformer", "vit")
+SLOWER = ("bert", "cnn", "transformer", "vit")
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,6 @@ def test_a_column_named_after_another_unit_is_named(command, tmp_path: Path, nam
     assert ("perplexities?" in err) == (name != "val_ppl")  # what the name says is not asked as well
 
 
-@pytest.mark.slow
 def test_multiplier_of_two_units_is_doubted(command, tmp_path: Path) -> None:
     flops = np.geomspace(1e17, 1e21, 9)
     for name, unit in (("old", 1e9), ("new", 1.0)):
@@ -261,6 +260,7 @@ def test_the_separator_line_and_gzip_of_the_cases(name: str, rows: int) -> None:
     assert len(read_columns(path, {"params": "params", "loss": "loss"})) == rows
 
 
+@pytest.mark.slow
 def test_the_chart_of_two_hundred_runs_has_an_error_of_four_lines(command) -> None:
     _, _, err = command("fit", reference_case("24-wide-file-error") / "wide200.csv", "--law", "chinchilla")
     assert len(err) < 1500

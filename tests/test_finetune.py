@@ -92,7 +92,8 @@ def test_a_tied_head_is_no_matrix_to_adapt_and_an_outer_one_only_by_name() -> No
 # --- the workload ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_is_fine_tuned_on_another_text_and_forgets_some_of_the_old(copied: Path, method: str) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")
     (row,) = trained(copied, FINETUNED, f"finetune.method={method}", *other(copied))

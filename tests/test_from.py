@@ -59,6 +59,7 @@ def test_a_run_continued_with_its_optimizer_state_is_one_run_of_all_steps_bit_by
     assert second["parent_flops"] + steps * second["flops_per_step"] == 2 * steps * whole["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_a_child_inherits_family_model_and_data_and_records_its_parent(copied: Path) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")
     (trial,) = planned(copied, CHILD, "train.learning_rate=0.02")

@@ -74,7 +74,6 @@ def test_band_holds_the_planted_frontier() -> None:
     assert near.min() < planted(np.array(BUDGETS[1:2]))[0] < near.max()
 
 
-@pytest.mark.slow
 def test_lengths_join_one_series_and_families_split_it() -> None:
     recorded = results()
     other = recorded.frame.assign(family="mlp", trial_id=recorded.frame["trial_id"] + "m")
@@ -93,6 +92,7 @@ def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
     assert words.table.rows[0][3][0] == "—"
 
 
+@pytest.mark.slow
 def test_one_token_count_has_no_frontier_at_all() -> None:
     recorded = results(one_length=True)
     with canvas("x") as marks:
@@ -153,6 +153,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
     assert "No fit of loss against size alone: the law chinchilla needs" in text
 
 
+@pytest.mark.slow
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     recorded = results()
     recorded.studies["iso"]["fit"]["law"] = "chinchilla"

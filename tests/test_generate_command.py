@@ -57,6 +57,7 @@ def row_of(results: Path, study: str) -> dict[str, object]:
     return frame.iloc[0].to_dict()
 
 
+@pytest.mark.slow
 def test_weights_are_kept_whole_and_vouched_for_by_the_record(results: Path) -> None:
     row = row_of(results, "story")
     weights = Path(str(row["attempt_dir"])) / WEIGHTS

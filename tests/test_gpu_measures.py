@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import tarfile
 import threading
 import time
@@ -54,8 +55,8 @@ def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     assert {path.name for path in session.out.iterdir()} == FILES
     assert len(pd.read_parquet(session.out / "train.parquet")) == 1
     assert pd.read_parquet(session.out / "compare.parquet")["provider"].tolist() == ["eager"]
-    with tarfile.open(session.out / "results.tar.gz") as packed:
-        packed.extractall(tmp_path / "elsewhere", filter="data")
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(["tar", "xf", session.out / "results.tar.gz", "-C", tmp_path / "elsewhere"], check=True)
     page = tmp_path / "page.html"
     scalebench.report(tmp_path / "elsewhere" / "results", page)  # what `scalebench report` does
     assert small_study.stem in page.read_text()

@@ -36,7 +36,7 @@ def readme_commands() -> list[str]:
 
 def marked(lines: Iterable[str]) -> list[Any]:
     """Mark as slow those of some command lines that take a third of a second and more."""
-    slow = ("run", "report", "predict")
+    slow = ("run", "report")
     return [
         pytest.param(line, marks=pytest.mark.slow if line.removeprefix("scalebench ").split()[0] in slow else ())
         for line in lines

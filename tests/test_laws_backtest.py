@@ -63,6 +63,7 @@ def test_forecasts_are_those_of_a_fit_by_hand():
         assert f.inside_interval == (low <= f.measured <= high)
 
 
+@pytest.mark.slow
 def test_every_cut_that_carries_the_law_is_used_and_the_last_size_is_never_fitted():
     points = power_points(np.random.default_rng(0), noise=0.01, seeds=1)
     backtest = beyond(points, "power", cuts=20)

@@ -40,6 +40,7 @@ def test_points_on_the_law_determine_everything(planted: Fit) -> None:
     assert planted.undetermined == {}
 
 
+@pytest.mark.slow
 def test_an_exponent_that_could_have_any_value_is_not_determined_nor_its_coefficient(open_fit: Fit) -> None:
     (low, high), (least, most) = open_fit.interval("alpha"), EXPONENT
     assert least <= low < high <= most

@@ -72,6 +72,7 @@ def stopped(points):
     return best_end(objective(points, 1 / 240))
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_losses_stops_early(stopped):
     assert stopped.success  # it says of itself that it has converged
     # Where exactly it stops is up to the version of SciPy; that it is about this far off is not.

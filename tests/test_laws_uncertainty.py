@@ -184,6 +184,7 @@ def test_rolling_backtest_stops_where_too_few_sizes_are_left():
     assert [h.inside_interval is None for h in forecasts] == [True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_refits")
 def test_sizes_that_differ_by_rounding_are_held_out_together():
     rng = np.random.default_rng(0)

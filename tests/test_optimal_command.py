@@ -132,6 +132,7 @@ def test_parameters_of_one_count_are_not_passed_off_as_the_other(command) -> Non
         assert "column 'params_non_embedding' is missing" in rows["non_embedding", flops]["refused"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_refits")
 def test_approach_1_reads_training_curves(command) -> None:
     rows = []

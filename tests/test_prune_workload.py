@@ -173,8 +173,10 @@ def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     _, model = load_trained(Path(row["attempt_dir"]))
     zeros = {path: getattr(module, name) == 0 for path, (module, name) in prunable(model).items()}
     assert sum(int(each.sum()) for each in zeros.values()) == BIAS_FREE * 3 // 4
-    for path, zero in zeros.items():
-        assert (saved[path] != whole[path])[~zero].any()
+    # Which weights are the smallest depends on the text, the standard library's: a matrix may have lost every one.
+    rest = {path: ~zero for path, zero in zeros.items() if not zero.all()}
+    assert rest
+    assert all((saved[path] != whole[path])[kept].any() for path, kept in rest.items())
     (child,) = trained(copied, GRANDCHILD, "from.where=steps == 5", "prune.density=1.0")
     assert child["parent_flops"] == 30 * parent["flops_per_step"] + 5 * row["flops_per_step"]
     assert alone["parent_flops"] == 30 * parent["flops_per_step"]

@@ -70,7 +70,6 @@ def copied(parent: Path, tmp_path: Path) -> Path:
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_every_scheme_is_measured(rows: dict[str, dict[str, Any]], base: Path) -> None:
     (parent,) = store.load_results(base / "results" / "parent").to_dict("records")
     assert set(rows) == set(SCHEMES)
@@ -94,7 +93,6 @@ def test_every_scheme_is_measured(rows: dict[str, dict[str, Any]], base: Path) -
     assert rows["simulated"]["quantized_share"] == HIDDEN_WEIGHTS / rows["simulated"]["params"]
 
 
-@pytest.mark.slow
 def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str, Any]]) -> None:
     record = json.loads((Path(rows["int8-weight-only"]["attempt_dir"]) / "record.json").read_text())
     declared = {column.name for column in columns_of("quantize")}
@@ -104,7 +102,6 @@ def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str,
     assert record["metric_bits_per_byte"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_saved_loads_and_gives_equal_outputs(rows: dict[str, dict[str, Any]], scheme: str) -> None:
     row = rows[scheme]
@@ -128,7 +125,6 @@ def test_without_checkpoint_nothing_stays_on_disk(copied: Path) -> None:
     assert (row["round_trip_equal"], row["quantized_sha256"], row["weights_sha256"]) == (True, None, None)
 
 
-@pytest.mark.slow
 def test_a_quantised_model_can_be_a_parent_unless_a_layer_was_copied(copied: Path) -> None:
     (child,) = trained(copied, CHILD, "quantize.scheme=simulated", "quantize.bits=1")
     again = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "again"')
@@ -189,7 +185,6 @@ def other_shape(path: Path) -> None:
     save_file(tensors, path, metadata={"layout": "plain"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -206,7 +201,6 @@ def test_a_damaged_file_is_refused_by_name(attempt: Path, damage: Callable[[Path
         load_quantized(attempt)
 
 
-@pytest.mark.slow
 def test_a_file_that_changed_is_refused(attempt: Path) -> None:
     with pytest.raises(StoreError, match="the file changed"):
         load_quantized(attempt, "0" * 64)

@@ -67,6 +67,7 @@ def test_predict_prints_the_lines_that_are_shown(command, tmp_path: Path, monkey
         assert shape(line) in out, line
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch) -> None:
     """On recorded trials in the place of those that it would run; of the report the arguments alone."""
     import matplotlib as mpl

@@ -32,7 +32,7 @@ from scalebench.analysis.study import analyse
 from scalebench.reporting import conclusions, render, report
 from scalebench.store import Results, new_attempt, read_results, write_json, write_record
 
-LITTLE = ("no study", "no rows", "few columns")  # their pages take less than a third of a second
+LITTLE = ("no study", "no rows", "few columns", "all null")  # their pages take less than a third of a second
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,6 @@ def test_many_series_are_means_joined_by_lines_with_their_names_at_the_ends(twel
     assert "Grey" in caption.text
 
 
-@pytest.mark.slow
 def test_of_many_series_the_laws_of_the_best_are_fitted(twelve: StudyAnalysis) -> None:
     assert list(to_fit(twelve.series)) == ranked(twelve.series)[:BEST_FITTED]
     few = of_series(MOST_FITTED)
@@ -107,6 +106,7 @@ def test_tables_of_fits_say_which_series_they_show(twelve: StudyAnalysis) -> Non
         assert {row[0][0].split(",")[0] for row in table.rows} <= best
 
 
+@pytest.mark.slow
 def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
     """All have the planted exponent, and the same noise; of all but the best it is without an interval."""
     table = ranking_table(twelve.series)

@@ -31,6 +31,7 @@ def results(synthetic_folder: Path) -> Results:
     return recorded(synthetic_folder)
 
 
+@pytest.mark.slow
 def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None:
     bad = changed(results, 2, status="oom", error_class="OutOfMemoryError", error_message="tried 3 GiB", stop_step=7,
                   validation_loss_nats=None, step_time_median_s=None)  # fmt: skip

@@ -264,6 +264,7 @@ def test_a_token_the_samples_missed_is_caught_when_drawn(tmp_path: Path) -> None
 # --- a data set on disk ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_data_set_on_disk_is_read_by_its_text_column(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {"title": ["a", "b", "c"], "text": ["first text", "second text", ""], "stars": [1, 2, 3]}

@@ -30,6 +30,7 @@ def series_with(energy):
     return series
 
 
+@pytest.mark.slow
 def test_energy_is_projected_by_its_law():
     row = next(each for each in ends_of(series_with(1.0)) if each.quantity == "energy")
     assert row.factor == pytest.approx(energy_of(SIZES[-1]) / energy_of(SIZES[0]), rel=0.01)

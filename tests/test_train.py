@@ -178,6 +178,7 @@ def test_micro_batches_hold_every_sample_once_and_differ_by_one_at_most() -> Non
     assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(implementation: str) -> None:
     spec = train_spec(batch_size=4, sequence_length=32, implementation=implementation)

@@ -106,6 +106,7 @@ def test_shared_machine_stays_out_of_timing(results: Results) -> None:
     assert sentences == sentence.findall(page_text(replace(results, frame=results.frame.drop(index=11))))
 
 
+@pytest.mark.slow
 def test_bound_is_said(results: Results) -> None:
     """A pure power law drives E to its lower bound."""
     frame = results.frame.assign(validation_loss_nats=4 * results.frame["params_non_embedding"] ** -0.05)
