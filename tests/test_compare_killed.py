@@ -8,13 +8,14 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from drivers import Drivers
 
 from scalebench.comparison.killed import comparisons_in
 from scalebench.measure.device_lock import FileLock
 from scalebench.store import read_json, write_json
-from scalebench.store.comparisons import RUNNING, new_run
+from scalebench.store.comparisons import RUNNING, new_run, write_run
 from scalebench.store.comparisons import unfinished_runs as unfinished
 
 SHAPES = ("kind=rms,rows=16,width=32,residual=false,dtype=float32", "kind=rms,rows=4096,width=2048,residual=false")
@@ -81,3 +82,35 @@ def test_a_run_that_ended_while_it_was_looked_at_keeps_how(tmp_path: Path, monke
     monkeypatch.setattr("scalebench.comparison.killed.close_run", pytest.fail)
     comparisons_in(tmp_path)
     assert (run / "rows.json").read_text() == "its own"
+
+
+def begun(results: Path) -> Path:
+    """A run whose command ended before it measured anything."""
+    run = new_run(results, "norm")
+    write_json(run / "request.json", {"origin": "norm", "operation": "norm"})
+    (run / RUNNING).touch()
+    (run / "process-0").mkdir()
+    return run
+
+
+def test_status_names_a_run_that_was_killed_before_its_first_measurement(command, tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    expected = f"comparison norm: nothing measured; {run.name} ended before its first measurement: killed"
+    assert " ".join(command("status", "r")[1].split()) == expected
+    code, out, _ = command("status", "r", "--json")
+    unmeasured = {"operation": "norm", "run": run.name, "ended": "killed"}
+    assert (code, json.loads(out)["comparisons_not_measured"]) == (0, [unmeasured])
+    with FileLock(run / RUNNING).holding():  # it has not measured anything yet
+        assert command("status", "r")[1] == ""
+
+
+def test_status_names_a_run_that_ended_by_itself_before_its_first_measurement(command, tmp_path: Path) -> None:
+    write_run(begun(tmp_path / "r"), [], pd.DataFrame({"time_s": []}), "deadline", ["n7"])
+    assert "ended before its first measurement: deadline" in " ".join(command("status", "r")[1].split())
+
+
+def test_a_run_without_measurements_is_no_news_after_the_next(command, tmp_path: Path) -> None:
+    begun(tmp_path / "r")
+    row = {"status": "ok", "operation": "norm", "case": "n7", "provider": "eager"}
+    write_run(begun(tmp_path / "r"), [row], pd.DataFrame({"time_s": [1.0]}))
+    assert command("status", "r")[1].splitlines() == ["comparison norm: 1 ok"]

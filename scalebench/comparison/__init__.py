@@ -140,8 +140,8 @@ def measure(
     check_writable(results)
     run = new_run(results, plan.operation.name)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
     with FileLock(run / RUNNING).holding():
+        write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
         try:
             ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience, waiting=waiting)
         except ProcessLost as error:

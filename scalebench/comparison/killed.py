@@ -11,18 +11,41 @@ from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.device_lock import FileLock
 from scalebench.store import StoreError, read_json
-from scalebench.store.comparisons import RUNNING, Comparisons, read_comparisons, unfinished_runs
+from scalebench.store.comparisons import (
+    RUNNING,
+    Comparisons,
+    Unmeasured,
+    read_comparisons,
+    unfinished_runs,
+    unmeasured_runs,
+)
 
 
 def comparisons_in(*paths: Path) -> Comparisons:
     """Close the runs under ``paths`` whose command was killed, and read all runs.
 
     ``damaged`` has a line for each that cannot be closed: its folder cannot be written, or it compares an operation of
-    the user's own, whose code is not run because results name it.
+    the user's own, whose code is not run because results name it. A run that was killed before its first measurement
+    is left as it is, and is among ``unmeasured``.
     """
     lines = [*_closed(dict.fromkeys(run for path in paths for run in unfinished_runs(path)))]
+    unmeasured = dict.fromkeys(run for path in paths for run in unmeasured_runs(path))
     read = read_comparisons(*paths)
-    return replace(read, damaged=(*read.damaged, *lines))
+    killed = [Unmeasured.of(run, ended) for run in unmeasured if (ended := _end_of(run))]
+    return replace(read, damaged=(*read.damaged, *lines), unmeasured=(*read.unmeasured, *killed))
+
+
+def _end_of(run: Path) -> str:
+    """Return how a run without rows ended; "" if it did not: a command holds it, or an import is making it."""
+    if not (run / RUNNING).exists():
+        return ""
+    lock = FileLock(run / RUNNING)
+    try:
+        return "killed" if lock.try_take() and not (run / "rows.json").exists() else ""
+    except OSError as error:
+        return f"killed, or still running: {error}"
+    finally:
+        lock.release()
 
 
 def _closed(runs: Iterable[Path]) -> Iterator[str]:

@@ -43,16 +43,32 @@ STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
 
 
 @dataclass(frozen=True)
+class Unmeasured:
+    """A run that ended before its first measurement, and why: killed, interrupted, deadline or how a process died."""
+
+    operation: str
+    run: str
+    ended: str
+
+    @classmethod
+    def of(cls, run: Path, ended: str) -> Unmeasured:
+        """Return the one that the folder of a run names."""
+        return cls(run.parents[1].name.removeprefix(PREFIX), run.name, ended)
+
+
+@dataclass(frozen=True)
 class Comparisons:
     """The comparisons in results folders.
 
     ``frame`` has one row per run, case and provider and every name of ``ROW_COLUMNS``; ``damaged`` one line per
-    unreadable run, which does not count; ``runs`` maps a run's name to its request.
+    unreadable run, which does not count; ``runs`` maps a run's name to its request; ``unmeasured`` are the runs without
+    rows.
     """
 
     frame: pd.DataFrame
     damaged: tuple[str, ...]
     runs: Mapping[str, dict[str, Any]]
+    unmeasured: tuple[Unmeasured, ...] = ()
 
 
 def new_run(results: Path, operation: str) -> Path:
@@ -135,9 +151,20 @@ def _runs(path: Path) -> Iterator[Path]:
 
 def unfinished_runs(path: Path) -> Iterator[Path]:
     """Yield the runs under a path that have measured something and have no rows: running, or killed."""
-    for run in _runs(path):
-        if not (run / "rows.json").exists() and any(run.glob("process-*/case-*.json")):
-            yield run
+    yield from (run for run in _without_rows(path) if _has_measured(run))
+
+
+def unmeasured_runs(path: Path) -> Iterator[Path]:
+    """Yield the runs under a path that have neither measured anything nor rows: running, or killed."""
+    yield from (run for run in _without_rows(path) if not _has_measured(run))
+
+
+def _without_rows(path: Path) -> Iterator[Path]:
+    yield from (run for run in _runs(path) if not (run / "rows.json").exists())
+
+
+def _has_measured(run: Path) -> bool:
+    return any(run.glob("process-*/case-*.json"))
 
 
 def read_comparisons(*paths: str | Path) -> Comparisons:
@@ -147,6 +174,7 @@ def read_comparisons(*paths: str | Path) -> Comparisons:
     damaged: list[str] = []
     rows: list[dict[str, Any]] = []
     requests: dict[str, dict[str, Any]] = {}
+    unmeasured: list[Unmeasured] = []
     for run in dict.fromkeys(folder for path in paths for folder in _runs(Path(path))):
         if not (run / "rows.json").exists():
             continue
@@ -156,8 +184,10 @@ def read_comparisons(*paths: str | Path) -> Comparisons:
             damaged.append(str(error))
             continue
         rows.extend(run_rows)
+        if not run_rows:
+            unmeasured.append(Unmeasured.of(run, str(read_json(run / "rows.json").get("ended", ""))))
     extra = dict.fromkeys(name for row in rows for name in row if name not in ROW_COLUMNS)
-    return Comparisons(pd.DataFrame(rows, columns=[*ROW_COLUMNS, *extra]), tuple(damaged), requests)
+    return Comparisons(pd.DataFrame(rows, columns=[*ROW_COLUMNS, *extra]), tuple(damaged), requests, tuple(unmeasured))
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -167,6 +197,13 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["operation", "source", "backward", "case", "dtype", "machine_id"]
     newest = frame.groupby(keys, dropna=False)["run"].transform("max")
     return frame[frame["run"] == newest].reset_index(drop=True)
+
+
+def latest_unmeasured(compared: Comparisons) -> list[Unmeasured]:
+    """Return each operation's newest run if it ended before its first measurement."""
+    measured = compared.frame.groupby("operation")["run"].max().to_dict()
+    newest = {run.operation: run for run in sorted(compared.unmeasured, key=lambda run: run.run)}
+    return [run for run in newest.values() if run.run > measured.get(run.operation, "")]
 
 
 def went_wrong(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from scalebench.comparison.killed import comparisons_in
 from scalebench.errors import number_of, unknown
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm_queue import waiting
-from scalebench.store.comparisons import Comparisons, latest, went_wrong
+from scalebench.store.comparisons import Comparisons, latest, latest_unmeasured, went_wrong
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +47,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
         not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
         notes = {
+            "comparisons_not_measured": [asdict(run) for run in latest_unmeasured(compared)],
             "incomplete": stored.incomplete,
             "copied": stored.copied,
             "unfinished_of_earlier_plans": unfinished,
@@ -158,6 +159,10 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     ]
     early = latest(compared.frame).dropna(subset="run_ended").drop_duplicates("run")
     lines += [f"{row.operation!s}/{row.run!s} ended early: {row.run_ended!s}" for row in early.itertuples()]
+    lines += [
+        f"comparison {run.operation}: nothing measured; {run.run} ended before its first measurement: {run.ended}"
+        for run in latest_unmeasured(compared)
+    ]
     for row in went_wrong(latest(compared.frame)).itertuples():
         why = row.error_message if row.status != "ok" else f"wrong: {row.error_note!s}"
         lines.append(f"{row.operation!s}/{row.case!s} {row.provider!s} {row.status!s}: {why!s}")
