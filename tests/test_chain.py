@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from parent_support import CHILD, PARENT, refused, trained
+from parent_support import CHILD, PARENT, planned, refused, trained
 from safetensors.torch import load_file
 
 from scalebench import store
@@ -64,9 +64,55 @@ def test_a_chain_counts_every_step_once(base: Path) -> None:
     assert [link.flops for link in chain] == [3 * step["parent"], 6 * step["branch"], 4 * step["tuned"]]
     assert [link.place for link in chain] == [str(base / "results" / name) for name in ("parent", "branch")] + [""]
     assert len(chain_of("parent", rows)) == 1
-    (alone,) = [chain_of("tuned", rows[rows["study"] == "tuned"])]
+
+
+@pytest.mark.parametrize("gone", [("parent", "branch"), ("branch",), ("parent",)])
+def test_grandparents_count_once_where_the_parents_are_gone(base: Path, gone: tuple[str, ...]) -> None:
+    rows = store.load_results(base / "results")
+    chain, left = chain_of("tuned", rows), chain_of("tuned", rows[~rows["study"].isin(gone)])
+    assert [(link.study, link.trials, link.flops, link.whole) for link in left] == [
+        (link.study, link.trials, link.flops, False) for link in chain
+    ]
+
+
+@pytest.fixture
+def earlier(base: Path, tmp_path: Path) -> Path:
+    """The fine-tuned trials alone, as an earlier version recorded them: without their grandparents."""
+    moved = shutil.copytree(base / "results" / "tuned", tmp_path / "earlier" / "tuned")
+    for path in moved.glob("trials/*/*/trial.json"):
+        header = {name: value for name, value in json.loads(path.read_text()).items() if name != "ancestors"}
+        path.write_text(json.dumps(header))
+    return moved
+
+
+def test_what_is_not_recorded_of_a_chain_counts_at_most(
+    base: Path, earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = store.load_results(base / "results")
+    step = rows.set_index("study")["flops_per_step"].groupby(level=0).max()
+    alone = chain_of("tuned", store.load_results(earlier))
     assert [(link.study, link.trials, link.whole) for link in alone] == [("branch", 2, True), ("tuned", 2, False)]
-    assert cost_of(alone) == cost_of(chain) + 2 * step["parent"]  # what both went through counts twice where unknown
+    assert cost_of(alone) == cost_of(chain_of("tuned", rows)) + 2 * step["parent"]  # both branches' first two steps
+    assert run("status", earlier) == 0
+    assert "; at most " in capsys.readouterr().out
+    (table,) = chain_tables(analyse(store.read_results(earlier), "tuned"))
+    assert [row[0][0] for row in table.rows] == ["branch and all before it", "tuned", "the chain, at most"]
+
+
+def test_a_child_of_an_earlier_version_names_its_parent(base: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(base, tmp_path / "copied")
+    for path in copied.glob("results/branch/trials/*/*/trial.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ancestors": None}))
+    (path, other) = sorted(planned(copied, TUNED), key=lambda trial: trial.parent.flops)
+    assert [entry["study"] for entry in path.parent.ancestors()] == ["branch", "parent"]
+    assert path.parent.ancestors()[1]["flops"] < other.parent.ancestors()[1]["flops"]
+
+
+@pytest.mark.parametrize("ancestors", [3, [3], [{"study": "a"}], [{"study": "a", "trial_id": 3, "flops": 3}]])
+def test_ancestors_that_are_none_are_not_read(earlier: Path, ancestors: object) -> None:
+    for path in earlier.glob("trials/*/*/trial.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ancestors": ancestors}))
+    assert [link.whole for link in chain_of("tuned", store.load_results(earlier))] == [True, False]
 
 
 def test_studies_that_were_moved_together_are_found_where_they_are(base: Path, tmp_path: Path) -> None:
@@ -109,7 +155,7 @@ def test_the_report_has_the_chain(base: Path) -> None:
     assert table.rows[-1][2][1] == sum(row[2][1] for row in table.rows[:-1])
     assert list(chain_tables(analyse(results, "parent"))) == []
     (alone,) = chain_tables(analyse(store.read_results(base / "results" / "tuned"), "tuned"))
-    assert alone.rows[0][0][0] == "branch and all before it"
+    assert [row[0][0] for row in alone.rows] == ["parent", "branch", "tuned", "the chain"]
 
 
 def test_export_has_the_parents_columns(base: Path, tmp_path: Path) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from scalebench.analysis.trials import numeric, own_steps
-from scalebench.store import StoreError, read_header
+from scalebench.store import StoreError, read_ancestors, read_header, with_columns
+
+NAMES = ("study", "trial_id", "parent_study", "parent_trial_id", "parent_flops", "attempt_dir")
 
 
 @dataclass(frozen=True)
 class Link:
     """The trials of one study in a chain of studies, each once.
 
-    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` is whether their
-    records are not among these results: then it is what they and all trials before them cost. ``place`` is the folder
+    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` is whether
+    neither these results nor the headers of their children have what was before them: then it is what they and all
+    trials before them cost, and a trial that several of them started from counts several times. ``place`` is the folder
     of the study as their children recorded it; empty for the study itself.
     """
 
@@ -33,14 +38,10 @@ def chain_of(name: str, rows: pd.DataFrame) -> list[Link]:
 
     A study without parents has one link.
     """
-    current = _texts(rows[rows["study"] == name])
+    current = rows[rows["study"] == name]
     own = (numeric(current, "flops_per_step") * own_steps(current)).fillna(0.0)
-    return [Link(name, len(current), float(own.sum())), *_before(current, _texts(rows), {name})][::-1]
-
-
-def _texts(rows: pd.DataFrame) -> pd.DataFrame:
-    names = [name for name in ("parent_trial_id", "parent_study", "attempt_dir") if name not in rows]
-    return rows.assign(**dict.fromkeys(names))
+    linked = with_columns(rows, NAMES)[[*NAMES]].astype(object)
+    return [Link(name, len(current), float(own.sum())), *_before(linked[linked["study"] == name], linked, {name})][::-1]
 
 
 def _before(children: pd.DataFrame, rows: pd.DataFrame, visited: set[str]) -> Iterator[Link]:
@@ -49,6 +50,8 @@ def _before(children: pd.DataFrame, rows: pd.DataFrame, visited: set[str]) -> It
     if children.empty:
         return
     reached = numeric(children, "parent_flops").groupby(children["parent_trial_id"]).max()
+    missing = children[~children["parent_trial_id"].isin(rows["trial_id"])]
+    rows = pd.concat([rows, _recorded_ancestors(missing)])
     parents = rows[rows["trial_id"].isin(reached.index)].drop_duplicates("trial_id")
     before = numeric(parents, "parent_flops").fillna(0.0).set_axis(parents["trial_id"]).reindex(reached.index)
     name = ", ".join(sorted(set(children["parent_study"].dropna()) or set(parents["study"]))) or "a study"
@@ -56,6 +59,26 @@ def _before(children: pd.DataFrame, rows: pd.DataFrame, visited: set[str]) -> It
     yield Link(name, len(reached), flops, parents.empty, place_of(children))
     if name not in visited:
         yield from _before(parents, rows, visited | {name})
+
+
+def _recorded_ancestors(children: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of the trials before some trials as these recorded them, for parents that have no record here."""
+    ancestors: list[dict[str, Any]] = []
+    for _, siblings in children.groupby("parent_trial_id"):
+        chain: list[dict[str, Any]] = next(filter(None, map(_ancestors_in, siblings["attempt_dir"].dropna())), [])
+        for trial, parent in zip_longest(chain, chain[1:], fillvalue={}):
+            ancestors.append(
+                {name: trial[name] for name in ("study", "trial_id")}
+                | {f"parent_{name}": parent.get(name) for name in ("study", "trial_id", "flops")}
+            )
+    return pd.DataFrame(ancestors, columns=[*NAMES], dtype=object)
+
+
+def _ancestors_in(attempt: str) -> list[dict[str, Any]]:
+    try:
+        return read_ancestors(Path(attempt))
+    except StoreError:
+        return []
 
 
 def place_of(children: pd.DataFrame) -> str:
@@ -73,6 +96,11 @@ def place_of(children: pd.DataFrame) -> str:
             beside = Path(str(attempt)).parents[2].with_name(place.name)
             return str(beside if beside.is_dir() and not place.is_dir() else place)
     return ""
+
+
+def is_upper_bound(chain: Sequence[Link]) -> bool:
+    """Whether what several trials of a chain started from is not known, so that shared parents may count twice."""
+    return any(link.whole and link.trials > 1 for link in chain)
 
 
 def cost_of(chain: Sequence[Link]) -> float:

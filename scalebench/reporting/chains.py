@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from scalebench.analysis.chain import chain_of, cost_of
+from scalebench.analysis.chain import chain_of, cost_of, is_upper_bound
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting.tables import Table, number, table, word
 
@@ -26,7 +26,14 @@ def chain_tables(study: StudyAnalysis) -> Iterator[Table]:
         note = f"{link.study} and all before it" if link.whole else link.study
         share = f"{100 * link.flops / total:.0f}\u00a0%" if total else "—"
         rows.append((word(note), number(link.trials), number(link.flops, "FLOP"), word(share)))
-    rows.append((word("the chain"), word(None), number(total, "FLOP"), word(None)))
+    rows.append(
+        (
+            word("the chain, at most" if is_upper_bound(chain) else "the chain"),
+            word(None),
+            number(total, "FLOP"),
+            word(None),
+        )
+    )
     caption = (
         "The chain, oldest first: the trials that others started from, each counted once, up to the checkpoint that "
         "was used. FLOPs are those of training steps."

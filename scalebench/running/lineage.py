@@ -1,11 +1,13 @@
-"""The files of a study's parents, and circles among them."""
+"""The studies and trials before a study's own: their files, circles among them, what headers have of them."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.running.shipped import studies_dir
 from scalebench.study import Study
@@ -59,3 +61,20 @@ def _named_in(path: Path | None) -> tuple[str, str | None]:
         if isinstance(entry, dict) and isinstance(entry.get("study"), str):
             return key, entry["study"]
     return "", None
+
+
+def studies_beside(path: Path) -> str:
+    """Return the names of the studies beside one that has no results, for an error message."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    names = [folder.name for folder in sorted(path.parent.iterdir()) if (folder / "trials").is_dir()]
+    return f"; studies with results there: {', '.join(names)}" if names else ""
+
+
+def trials_before(attempt: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the trials before that of an attempt, newest first; of a header of an earlier version its parent alone."""
+    if ancestors := store.read_ancestors(attempt):
+        return tuple(ancestors)
+    identity = store.read_header(attempt).get("identity", {})
+    parent = {name: identity.get(f"parent_{name}") for name in ("study", "trial_id", "flops")}
+    return () if parent["trial_id"] is None else (parent,)

@@ -16,7 +16,7 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError, number_of
 from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.families.outline import outline
-from scalebench.running.lineage import check_circle, run_argument
+from scalebench.running.lineage import check_circle, run_argument, studies_beside, trials_before
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Request
@@ -36,7 +36,8 @@ class ParentTrial:
     """A finished trial with weights, in the folder ``attempt``, or a checkpoint of its run (then that is its folder).
 
     ``flops`` is what it, and every parent before it, cost; ``branch_step`` is how many steps lie before a checkpoint.
-    Without ``starts`` it is the teacher of a child that starts from other weights.
+    ``before`` are the trials before it, newest first, each with its own ``flops``. Without ``starts`` it is the teacher
+    of a child that starts from other weights.
     """
 
     trial_id: str
@@ -45,8 +46,13 @@ class ParentTrial:
     attempt: Path
     identity: Parent
     flops: int
+    before: tuple[Mapping[str, Any], ...] = ()
     branch_step: int | None = None
     starts: bool = True
+
+    def ancestors(self) -> list[Mapping[str, Any]]:
+        """Return what a child's header has of the trials before it: this one and those before, newest first."""
+        return [{"study": self.study, "trial_id": self.trial_id, "flops": self.flops}, *self.before]
 
     def request(self, request: Request) -> Request:
         """Return a child's request with this parent, for its workload to decide."""
@@ -135,7 +141,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
         return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study)]
     except InputError as error:
         key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:", "where:")) else ": ")
-        reason = f"{error}{_others(path) if source.study is not None else ''}"
+        reason = f"{error}{studies_beside(path) if source.study is not None else ''}"
         if isinstance(error, NotMadeError):
             retry = f" --retry {','.join(error.retry)}" if error.retry else ""
             both = "" if source.study is None or retry else "; run --with-parents does both"
@@ -149,14 +155,6 @@ class NotMadeError(InputError):
     def __init__(self, line: str, retry: Sequence[str] = ()) -> None:
         super().__init__(line)
         self.retry = tuple(retry)
-
-
-def _others(path: Path) -> str:
-    """Return the names of the studies beside one that has no results, for an error message."""
-    if path.exists() or not path.parent.is_dir():
-        return ""
-    names = [folder.name for folder in sorted(path.parent.iterdir()) if (folder / "trials").is_dir()]
-    return f"; studies with results there: {', '.join(names)}" if names else ""
 
 
 def _parents(source: ParentSection, path: Path, study: Study) -> Iterator[ParentTrial]:
@@ -238,7 +236,8 @@ def _branch(row: Mapping[str, Any], step: int, named: Collection[str], *, needs_
     )
     trial = _trial_of(attempt, named)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
-    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, _flops(until, row), about["end"])
+    flops, before = _flops(until, row), trials_before(attempt)
+    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, flops, before, about["end"])
 
 
 def _trial_of(attempt: Path, named: Collection[str]) -> Trial:
@@ -292,4 +291,5 @@ def _parent(row: Mapping[str, Any], named: Collection[str], *, needs_state: bool
         weights = f"its weights are no longer those of a {trial.family} alone"
         raise InputError(f"where: {row['trial_id']} {reason}: {weights}; choose other parents")
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
-    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, _flops(trial, row))
+    flops, before = _flops(trial, row), trials_before(attempt)
+    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, flops, before)

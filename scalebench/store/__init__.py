@@ -18,7 +18,15 @@ from scalebench.store.files import (
 from scalebench.store.names import RULE, check_inside, check_name, expanded, is_name, make_folder
 from scalebench.store.outputs import check_output, write_output
 from scalebench.store.plans import drop, earlier_ids, left_out_line, planned_ids, read_study, write_study
-from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
+from scalebench.store.records import (
+    SCHEMA,
+    STATUSES,
+    read_ancestors,
+    read_header,
+    read_record,
+    write_header,
+    write_record,
+)
 from scalebench.store.results import Results, export, latest_records, load_results, of_plans, read_results
 from scalebench.store.trials import latest_record, make_attempt, name_attempt, new_attempt, read_steps, study_dirs
 
@@ -55,6 +63,7 @@ __all__ = [
     "of_plans",
     "open_regular",
     "planned_ids",
+    "read_ancestors",
     "read_bytes",
     "read_header",
     "read_json",

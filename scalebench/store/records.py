@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,20 @@ def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
 def read_header(attempt: Path) -> dict[str, Any]:
     """Read an attempt's ``trial.json``. Raises ``StoreError`` when it is missing or damaged."""
     return read_checked_json(attempt / HEADER)[0]
+
+
+def read_ancestors(attempt: Path) -> list[dict[str, Any]]:
+    """Return the trials before that of an attempt, newest first: study, trial_id, and flops with those before it.
+
+    Headers of earlier versions have none. Raises ``StoreError`` when the header is missing or damaged.
+    """
+    ancestors = read_header(attempt).get("ancestors")
+    return [*takewhile(_is_ancestor, ancestors)] if isinstance(ancestors, list) else []
+
+
+def _is_ancestor(value: Any) -> bool:
+    kinds = {"study": str, "trial_id": str, "flops": int}
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def read_record(attempt: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
 
 def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
     """Return a line on the trials that a study's own started from, where they are and what the chain cost."""
-    from scalebench.analysis.chain import cost_of
+    from scalebench.analysis.chain import cost_of, is_upper_bound
 
     if len(chain) < 2:
         return []
@@ -87,7 +87,8 @@ def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
     where = (
         f"; its parents are in {place}{'' if Path(place).exists() else ', which is no longer there'}" if place else ""
     )
-    return [f"{name} started from: {links}; {quantity(cost_of(chain), 'FLOP')} in all{where}"]
+    total = ("at most " if is_upper_bound(chain) else "") + quantity(cost_of(chain), "FLOP")
+    return [f"{name} started from: {links}; {total} in all{where}"]
 
 
 def _unfinished(stored: store.Results, name: str) -> list[str]:
