@@ -207,3 +207,28 @@ def test_the_section_draws_its_figures_and_their_tables() -> None:
     text = " ".join(sentences(whole))
     assert "repay the teacher" in text
     assert isinstance(students_of(whole)[0], Student)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost", "noted"),
+    [
+        ({"flops": [BUDGET]}, 1, True),  # teachers of one seed, as of two learning rates
+        ({"flops": [BUDGET]}, 2, True),  # one of them trained for longer
+        ({"seed": [0, 1, 2]}, 1, False),  # they may be seeds of one another
+        ({"seed": [0, 1, 2]}, 2, True),
+    ],
+)
+def test_teachers_of_one_size_and_seed_that_count_as_replicates_are_named(
+    fields: Any, cost: float, noted: bool
+) -> None:
+    frame = study().trials
+    first = frame.assign(parent_trial_id=frame["teacher_params_non_embedding"].map("a{:g}".format))
+    second = first.assign(parent_trial_id=first["parent_trial_id"] + "b", trial_id=first["trial_id"] + "b",
+                          parent_flops=cost * first["parent_flops"],
+                          validation_loss_nats=first["validation_loss_nats"] + 0.1)  # fmt: skip
+    definition = {"workload": "distill", "fields": fields}
+    both = StudyAnalysis("taught", definition, pd.concat([first, second]))
+    alone = StudyAnalysis("taught", definition, first)
+    assert {note for series in alone.series for note in series.notes} == set()
+    notes = {note for series in both.series for note in series.notes}
+    assert [("several teachers" in note, "[distill] teacher" in note) for note in notes] == [(True, True)] * noted

@@ -19,11 +19,11 @@ from scipy.special import stdtrit
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.transfer import RECIPE, Curve, curve_of, matching, runs_from_scratch
 from scalebench.analysis.trends import Trend, determined
-from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
+from scalebench.analysis.trials import DATA_SEEN, LOSS, TEACHER, N, numeric
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.columns import groups_within
 
-TEACHER, TEACHER_LOSS, TOTAL = "teacher_params_non_embedding", "loss_before_nats", "total_flops"
+TEACHER_LOSS, TOTAL = "loss_before_nats", "total_flops"
 SETTINGS = ("soft_weight", "temperature", "top_k")  # which outputs of its teacher a student is trained on
 ALIKE = 0.15  # lengths, or budgets, that differ by less are one: whole steps make no budget exact
 FEWEST_SEEDS = 3  # with fewer nothing is concluded

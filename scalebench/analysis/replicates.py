@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from scalebench.analysis.trials import LOSS, SizeAxis
+from scalebench.analysis.trials import LOSS, TEACHER, SizeAxis, numeric
 
 # What a study may set beside size, seed and series. Data and steps may follow the size; within one size they may not.
 SETTINGS = (
@@ -28,7 +28,11 @@ def replicate_notes(
     if varied:
         yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "
                "and what this changes counts as noise")  # fmt: skip
-    if inherit_seed and _differing_parents(usable, x):
+    if numeric(usable, TEACHER).notna().any():
+        if _differing_teachers(usable, x, inherit_seed=inherit_seed):
+            yield ("Students of one size and seed have several teachers of one size: they count as replicates, and "
+                   "what these teachers differ in counts as noise; choose with [distill] teacher.where")  # fmt: skip
+    elif inherit_seed and _differing_parents(usable, x):
         yield ("Trials of one size and seed start from several models trained as long: they count as replicates, and "
                "what these models differ in counts as noise; select parents with [from] where")  # fmt: skip
     copies = int(usable.dropna(subset=[LOSS]).duplicated([x.column, "seed", LOSS]).sum())
@@ -43,3 +47,13 @@ def _differing_parents(usable: pd.DataFrame, x: SizeAxis) -> bool:
     if not {*alike, "parent_trial_id"} <= {*usable}:
         return False
     return bool((usable.groupby(alike)["parent_trial_id"].nunique() > 1).any())
+
+
+def _differing_teachers(usable: pd.DataFrame, x: SizeAxis, *, inherit_seed: bool) -> bool:
+    """Return whether students of one size and seed have teachers of one size that differ in more than their seed.
+
+    Where students do not have their teachers' seeds, only teachers that cost as much may be seeds of one another.
+    """
+    differing = [name for name in ("parent_flops", *["parent_trial_id"] * inherit_seed) if name in usable]
+    groups = usable.groupby([x.column, "seed", TEACHER])
+    return any((groups[name].nunique() > 1).any() for name in differing)

@@ -18,6 +18,7 @@ from scalebench.analysis.trials import (
     LOSS,
     MEMORY_PEAKS,
     STEP_TIME,
+    TEACHER,
     N,
     SizeAxis,
     best_over,
@@ -32,7 +33,7 @@ from scalebench.laws import FitRefused
 
 PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
 MOST_FITTED, BEST_FITTED = 8, 3
-SHORT = {"teacher_params_non_embedding": "teacher"}  # names of columns in labels
+SHORT = {TEACHER: "teacher"}  # names of columns in labels
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ MEMORY_PEAKS = {
 SIZE_AXES = frozenset({"params", "requested_params", N, "size", "depth", "width", "heads", "head_dim", "seed"})
 # How long a trial trains: an axis that splits series of sizes, but not surfaces of size and data.
 LENGTH_AXES = frozenset({"steps", "tokens", "tokens_per_param", "flops"})
-ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name", "teacher_params_non_embedding")
+TEACHER = "teacher_params_non_embedding"
+ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name", TEACHER)
 
 AT_EDGE = "the best value at"  # in the notes of ``best_over``
 
