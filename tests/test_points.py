@@ -29,7 +29,8 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str,
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("4,608", "'4,608' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("4,608", "'4,608' is ambiguous: 4608 or, with a decimal comma, 4.608; write numbers as 1234567.8"),
+        ("4,608M", "'4,608M' is ambiguous: 4608M or, with a decimal comma, 4.608M; write numbers as 1234567.8"),
         ("1 00 000", "'1 00 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("10_0.5", "'10_0.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("10X", "'10X' is not a number; a positive number is needed"),
@@ -195,7 +196,8 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
         ("abc", "'abc' is not a number"), ("", "empty"), ("nan", "nan is not finite"),
         ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
         ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' has a comma"), ("true", "'true' is not"),
-        ('"1,500"', "'1,500' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
+        ('"1,500"', "'1,500' is ambiguous: 1500 or, with a decimal comma, 1.500"),
+        ('"2\n2"', "'2\\n2' is not a number"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_reported_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalebench.errors import InputError
-from scalebench.points.numerals import mark_of, plain
+from scalebench.points.numerals import mark_of, number, plain
 from scalebench.points.table import read_columns
 from scalebench.points.where import parse
 
@@ -53,6 +53,18 @@ def test_a_comma_that_may_mean_two_things_is_still_refused(tmp_path: Path, conte
     path.write_text(content)
     with pytest.raises(InputError, match=r"write numbers as 1234567\.8"):
         read_columns(path, COLUMNS)
+
+
+def test_a_wrong_number_is_no_longer_ambiguous_where_the_file_shows_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("params;loss\n1e6;3,46\n2e6;-3,291\n")
+    with pytest.raises(InputError, match=r"column 'loss': -3\.291 is negative"):
+        read_columns(path, COLUMNS)
+
+
+def test_an_option_that_may_mean_two_numbers_names_both() -> None:
+    with pytest.raises(ValueError, match=r"'1,000k' is ambiguous: 1000k or, with a decimal comma, 1\.000k"):
+        number("1,000k")
 
 
 def test_points_between_semicolons_stay_decimal_points(tmp_path: Path) -> None:

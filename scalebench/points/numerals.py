@@ -18,6 +18,7 @@ SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B a
 HEADER_UNIT = re.compile(
     r"[(\[] *(?:in )? *(k|thousands?|m|millions?|b|bn|billions?|t|trillions?) *[)\]] *$", re.IGNORECASE
 )
+PATTERN = "1234567.8"  # how messages ask for a number to be written
 Mark = Literal[".", ","]  # what separates the whole part of a number from its decimals
 
 _SIGN, _EXPONENT = r"[+-]?", r"(?:[eE][+-]?\d+)?"
@@ -41,12 +42,23 @@ _OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[{_GAPS}]\d{{3}})+(?:[.,]\d*)?{
 def number(text: str) -> float:
     """Read a number: 7e9, 124M, 1.3B, 1,234,567, 3,14. Raises ``ValueError``."""
     value = plain(text, mark_of([text]) or ".")
-    if _ONE_COMMA.fullmatch(without_suffix(text)) or "_" in value:
-        raise ValueError(f"{text!r} may be two numbers; write it as 1234567.8")
+    if meanings := ambiguity(text):
+        raise ValueError(f"{text!r} is {meanings}; write it as {PATTERN}")
+    if "_" in value:
+        raise ValueError(f"{text!r} may be two numbers; write it as {PATTERN}")
     try:
         return float(value)
     except ValueError as error:
         raise ValueError(f"{text!r} is not a number such as 7e9, 124M or 300B") from error
+
+
+def ambiguity(text: str) -> str:
+    """Return both meanings of a number such as 1,000, to follow "is"; "" for a text that does not have two."""
+    inner = without_suffix(text)
+    if not _ONE_COMMA.fullmatch(inner):
+        return ""
+    suffix = text.strip().removeprefix(inner)
+    return f"ambiguous: {inner.replace(',', '')}{suffix} or, with a decimal comma, {inner.replace(',', '.')}{suffix}"
 
 
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}

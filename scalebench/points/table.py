@@ -224,6 +224,7 @@ def _values(
         wrong = np.flatnonzero(~usable(values[role]))
         if wrong.size:
             place, text = table.locate(rows_before + int(np.flatnonzero(mask)[wrong[0]]), name)
+            text = numerals.plain(text, mark()) if "," in text else text
             more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
             lines.append(f"{table.path}, {place}, column {name!r}: {_fault(text)}; {_remedy(text, name)}{more}")
         values[role] = values[role] * numerals.header_unit(name) if role in COUNTED else values[role]
@@ -236,6 +237,8 @@ def _fault(text: str) -> str:
     """Return what is wrong with the text of a cell."""
     if not text.strip():
         return "empty"
+    if meanings := numerals.ambiguity(text):
+        return f"{text.strip()[:40]!r} is {meanings}"
     if SEPARATED.fullmatch(text.strip()):
         return f"{text.strip()[:40]!r} has a comma, a space or the like in it"
     if not _is_number(text):
@@ -247,8 +250,8 @@ def _fault(text: str) -> str:
 
 def _remedy(text: str, name: str) -> str:
     """Return what a cell should hold instead, and how to leave out rows without a value."""
-    if SEPARATED.fullmatch(text.strip()):
-        return "write numbers as 1234567.8"
+    if SEPARATED.fullmatch(text.strip()) or numerals.ambiguity(text):
+        return f"write numbers as {numerals.PATTERN}"
     if text.strip() and text.strip() not in MISSING:
         return "a positive number is needed"
     quoted = name if name.isidentifier() else f"`{name}`"
