@@ -18,7 +18,7 @@ from support import SMALL, child_environment
 import scalebench
 from scalebench import store
 from scalebench.analysis.counting import Built, Counting, counting_of
-from scalebench.analysis.predictions import PredictedQuantity, predict_compute
+from scalebench.analysis.predictions import PredictedQuantity, predict_compute, training_of
 from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -117,6 +117,34 @@ def test_compute_is_what_plan_gives_at_that_size(tmp_path: Path, planned, params
     assert (answer.low, answer.high, answer.beyond, answer.hold_out_percent) == (None,) * 4
     assert f"gpt with {trial.counts.non_embedding:,} parameters" in answer.basis
     assert predict_compute(series(planned, dials=dials_of(planned)), params, 5_000).value == 10 * trial.flops
+
+
+@pytest.mark.parametrize("family", ["gpt", "moe"])
+@pytest.mark.parametrize("params", [10_000, 61_000, 600_000])
+def test_steps_for_tokens_per_parameter_are_those_of_a_plan(tmp_path: Path, family: str, params: int) -> None:
+    """The trials' own tokens per parameter differ from the file's, by rounding to whole steps."""
+    text = STUDY.replace("steps = 500", "tokens_per_param = 7").replace('"gpt"', f'"{family}"')
+    (tmp_path / "counted.toml").write_text(text)
+    planned = plan(load_study(tmp_path / "counted.toml"), tmp_path)
+    active = [trial.counts.active for trial in planned]
+    definition = {"dials": dials_of(planned), "fields": {"tokens_per_param": [7.0]}}
+    own = StudyAnalysis("counted", definition, frame(planned).assign(params_active=active), count=count_dial).series[0]
+    trial, _ = plan(load_study(tmp_path / "counted.toml", [f"model.params={params}"]), tmp_path)
+    size = trial.counts.non_embedding
+    data, steps = training_of(own, size)
+    assert (data, steps) == (trial.steps * 16 * 128, trial.steps)
+    assert predict_compute(own, size, steps).value == trial.flops
+
+
+def test_steps_for_requested_tokens_are_whole(tmp_path: Path, planned) -> None:
+    own = series(planned, dials=dials_of(planned))
+    trial, _ = plan(load_study(tmp_path / "counted.toml", ["model.params=600000", "train.tokens=1e6"]), tmp_path)
+    assert training_of(own, 600_000, 1e6) == (1e6, trial.steps)
+
+
+def test_trials_of_other_steps_than_their_file_gives_keep_their_own_recipe(planned) -> None:
+    (given,) = {Recipe.of(frame(planned), budget) for budget in (None, 7.0)}
+    assert given.budget is None
 
 
 def test_results_of_an_older_version_are_not_counted_and_say_why(planned) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def _recorded_ancestors(children: pd.DataFrame) -> pd.DataFrame:
     ancestors: list[dict[str, Any]] = []
     for _, siblings in children.groupby("parent_trial_id"):
         chain: list[dict[str, Any]] = next(filter(None, map(_ancestors_in, siblings["attempt_dir"].dropna())), [])
-        for trial, parent in zip_longest(chain, chain[1:], fillvalue={}):
+        for trial, parent in zip(chain, [*chain[1:], {}], strict=False):
             ancestors.append(
                 {name: trial[name] for name in ("study", "trial_id")}
                 | {f"parent_{name}": parent.get(name) for name in ("study", "trial_id", "flops")}

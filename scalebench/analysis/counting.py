@@ -24,13 +24,15 @@ ROUNDS = 8  # of solving for the params that give N parameters, which mixtures o
 class Built:
     """The model that a family builds for ``setting`` (``params`` of a study file), counted.
 
-    ``params`` are its non-embedding parameters N, ``flops_per_step`` the FLOPs of a training step.
+    ``params`` are its non-embedding parameters N, ``flops_per_step`` the FLOPs of a training step, ``active`` those of
+    its N that a token passes through, which budgets per parameter refer to.
     """
 
     family: str
     setting: float
     params: float
     flops_per_step: float
+    active: float | None = None
 
 
 Count = Callable[[Mapping[str, Any], float], Built | None]  # of a dial and a setting; None where it cannot be built

@@ -17,6 +17,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend, trend_by
 from scalebench.analysis.trials import DATA, N, total_params
+from scalebench.analysis.whole_steps import whole_steps
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Forecast
@@ -91,9 +92,9 @@ def predict_size(
     ``surface`` is the loss of series that vary size and data.
     """
     recipe = series.recipe
-    data = recipe.amount(params) if tokens is None else tokens
-    steps = steps_of(recipe, data)
-    loss, step = predict_loss(series, params, data, surface), predict_step_time(series, params)
+    by_recipe = recipe.amount(params) if tokens is None else tokens
+    loss, step = predict_loss(series, params, by_recipe, surface), predict_step_time(series, params)
+    data, steps = training_of(series, params, tokens)
     quantities = (
         loss,
         step,
@@ -194,9 +195,19 @@ def predict_memory(series: Series, params: float) -> PredictedQuantity:
     return predicted(series.memory, params, "memory", "B")
 
 
-def steps_of(recipe: Recipe, data: float | None) -> float | None:
-    """Return the steps that see an amount of data; None where that, or the data of a step, is not known."""
-    return data / recipe.per_step if data and recipe.per_step else None
+def training_of(series: Series, params: float, tokens: float | None = None) -> tuple[float | None, int | None]:
+    """Return the data and the whole steps of a size, by the recipe of the trials as a plan has them; or of ``tokens``.
+
+    None for what is not known.
+    """
+    recipe, data = series.recipe, tokens
+    if data is None:
+        built = series.counting.at(params) if recipe.budget else None
+        data = recipe.budget * built.active if recipe.budget and built and built.active else recipe.amount(params)
+    if not (data and recipe.per_step):
+        return data, None
+    steps = whole_steps(data, recipe.per_step)
+    return (steps * recipe.per_step if tokens is None else tokens), steps
 
 
 def predict_compute(series: Series, params: float, steps: float | None) -> PredictedQuantity:

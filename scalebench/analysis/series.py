@@ -185,7 +185,14 @@ class Series:
     @cached_property
     def recipe(self) -> Recipe:
         """How much data trials of a size see."""
-        return Recipe.of(self.usable)
+        return Recipe.of(self.usable, self._tokens_per_param)
+
+    @property
+    def _tokens_per_param(self) -> float | None:
+        """The budget per parameter of the study file, or of this series where there are several."""
+        several = [*numeric(self.usable, "tokens_per_param").dropna().unique()]
+        values = several or (self.definition.get("fields") or {}).get("tokens_per_param") or ()
+        return float(next(iter(values))) if len(values) == 1 else None
 
 
 def _why_no_energy(trials: pd.DataFrame) -> str:

@@ -98,6 +98,12 @@ def total_params(trials: pd.DataFrame) -> pd.Series[float]:
     return numeric(trials, "params").fillna(trials[N])
 
 
+def active_params(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the non-embedding parameters that a token passes through: all of them but for experts."""
+    active = numeric(trials, "params_active") + trials[N] - numeric(trials, "params")
+    return active.fillna(trials[N])
+
+
 def training_flops(trials: pd.DataFrame) -> pd.Series[float]:
     """Return the FLOPs of the training that each trial's loss and data come from, NaN where they are not known.
 
@@ -152,14 +158,11 @@ def with_budgets(trials: pd.DataFrame, definition: Mapping[str, Any]) -> pd.Data
     Records have the steps that a budget in tokens, tokens per parameter or FLOPs came to at a size. Models of one size
     need no such column: they grow in data.
     """
-    axes, active = (
-        definition.get("axes") or {},
-        numeric(trials, "params_active") + trials[N] - numeric(trials, "params"),
-    )
+    axes = definition.get("axes") or {}
     spent = {
         "flops": trials[TRAINING_FLOPS],
         "tokens": trials[DATA_SEEN],
-        "tokens_per_param": trials[DATA_SEEN] / active.fillna(trials[N]),
+        "tokens_per_param": trials[DATA_SEEN] / active_params(trials),
     }
     for name, amounts in spent.items():
         budgets = axes.get(name)

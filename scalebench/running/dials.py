@@ -101,4 +101,5 @@ def count_dial(dial: Mapping[str, Any], setting: float) -> Built | None:
         counts = family.count(family.config_for(setting, **fields), dial["sequence_length"])
     except (InputError, ArithmeticError, LookupError, TypeError, ValueError):  # out of reach, or of another version
         return None
-    return Built(name, setting, float(counts.non_embedding), float(step_flops(counts, dial["batch_size"])))
+    flops_per_step, active = step_flops(counts, dial["batch_size"]), counts.active_non_embedding
+    return Built(name, setting, float(counts.non_embedding), float(flops_per_step), float(active))

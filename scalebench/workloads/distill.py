@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scalebench.analysis.whole_steps import whole_steps
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts
 from scalebench.store import Column
@@ -58,7 +59,7 @@ def decide(request: Request) -> Decided:
     spec = DistillSpec.model_construct(**train, **_learned(own, decided), **_described(teacher_counts))
     if budget:
         per_step = step_flops(decided.counts, spec.batch_size) + spec.teacher_step_flops
-        spec = spec.model_copy(update={"steps": max(1, round(budget["flops"] / per_step))})
+        spec = spec.model_copy(update={"steps": whole_steps(budget["flops"], per_step)})
     return replace(decided, spec=spec)
 
 

@@ -6,6 +6,7 @@ import math
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from scalebench.analysis.whole_steps import whole_steps
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts
 from scalebench.families.outline import outline
@@ -189,7 +190,7 @@ def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int 
     ((kind, amount),) = budget.items() or (("steps", DEFAULT_STEPS),)
     tokens = amount * counts.active_non_embedding if kind == "tokens_per_param" else amount
     of_kind = {"steps": 1, "flops": step_flops(counts, batch_size)}
-    steps = max(1, round(tokens / of_kind.get(kind, batch_size * (length or 1))))
+    steps = whole_steps(tokens, of_kind.get(kind, batch_size * (length or 1)))
     if steps > MOST_COUNTED:
         raise InputError(f"train.{kind}: {amount:g} takes {steps:.3g} steps; a trial has at most {MOST_COUNTED:g}")
     return steps
