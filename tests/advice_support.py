@@ -29,3 +29,14 @@ def isoflop_points(surface, *, width=1.0, centre=0.0, drift=0.0, points=9, noise
     scatter = noise * np.random.default_rng(seed).standard_normal(params.shape)
     loss = loss_at(surface, params, tokens) + scatter
     return {"params": params.ravel(), "tokens": tokens.ravel(), "loss": loss.ravel()}
+
+
+def ladder(noise: float, seed: int) -> dict[str, np.ndarray]:
+    """Nine sizes, the same at every budget, from about the optimum of the smallest to that of the largest."""
+    a, constant = truth(SURFACE)
+    optimum = constant * BUDGETS**a
+    params = np.tile(np.geomspace(0.8 * optimum[0], 1.25 * optimum[-1], 9), (7, 1))
+    tokens = BUDGETS[:, None] / 6 / params
+    kept = tokens > 0.05 * params
+    loss = loss_at(SURFACE, params, tokens) + noise * np.random.default_rng(seed).standard_normal(params.shape)
+    return {"params": params[kept], "tokens": tokens[kept], "loss": loss[kept]}

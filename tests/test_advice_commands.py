@@ -125,6 +125,17 @@ def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
     assert json.loads(out)["multiplier"] == pytest.approx(1.0, rel=1e-6)
 
 
+def test_tune_names_sweeps_counted_as_beyond_an_edge(command) -> None:
+    grid, scatter = 1e-2 * 2.0 ** np.arange(8), np.exp([0.2, -0.2, 0.2, -0.2, 0.2, -1.0])
+    best = 1.1 * grid[0] * np.sqrt(2) * 2.0 ** np.arange(6)[::-1] * scatter
+    loss = 2 + 0.1 * np.log(grid / best[:, None]) ** 2
+    sizes = np.repeat(np.geomspace(1e4, 1e6, 6), 8)
+    pd.DataFrame({"params": sizes, "lr": np.tile(grid, 6), "loss": loss.ravel()}).to_csv("p.csv", index=False)
+    text = " ".join(command("tune", "p.csv", "--optimised", "lr", "--against", "params")[1].split())
+    assert "params 1.00 M: counted as beyond its edge: the lowest loss" in text
+    assert "left out" not in text
+
+
 def test_tune_is_the_law_of_the_package(command) -> None:
     rng = np.random.default_rng(0)
     size, rate = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e-3, 1e-1, 9)))

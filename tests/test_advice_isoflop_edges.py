@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from advice_support import BUDGETS, SURFACE, isoflop_points, loss_at, truth
+from advice_support import SURFACE, isoflop_points, ladder, truth
 
 from scalebench.advice.compute_optimal import isoflop
 from scalebench.advice.optima import lines_through, sweep_optima
 
 A, CONSTANT = truth(SURFACE)
-
-
-def ladder(noise: float, seed: int) -> dict[str, np.ndarray]:
-    """Nine sizes, the same at every budget, from about the optimum of the smallest to that of the largest."""
-    optimum = CONSTANT * BUDGETS**A
-    params = np.tile(np.geomspace(0.8 * optimum[0], 1.25 * optimum[-1], 9), (7, 1))
-    tokens = BUDGETS[:, None] / 6 / params
-    kept = tokens > 0.05 * params
-    loss = loss_at(SURFACE, params, tokens) + noise * np.random.default_rng(seed).standard_normal(params.shape)
-    return {"params": params[kept], "tokens": tokens[kept], "loss": loss[kept]}
 
 
 def test_the_line_counts_a_minimum_at_an_edge_as_beyond_it_and_says_so() -> None:

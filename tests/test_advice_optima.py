@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scalebench.advice.censored import Beyond, censored
-from scalebench.advice.optima import optimum_law, regress, vertex_variances
+from scalebench.advice.optima import optimum_law, refused_to_list, regress, use_of, vertex_variances
 from scalebench.advice.vertex import joint_optimum
 from scalebench.laws import FitRefused
 
@@ -164,6 +164,7 @@ def test_an_optimum_at_the_edge_bends_the_law_towards_it():
     ((group, reason),) = law.refused
     assert group == {"params": pytest.approx(SIZES[5])}
     assert "add values below. The line counts the best learning_rate as below 0.0141" in reason
+    assert (use_of(reason), refused_to_list(law.refused)[0]["counted"]) == ("counted as beyond its edge", True)
     assert limit < others.predict(params=SIZES[5]) < 1.3 * limit
     assert law.predict(params=SIZES[5]) < 0.95 * others.predict(params=SIZES[5])
     assert law.prediction_interval(params=SIZES[5])[0] < others.prediction_interval(params=SIZES[5])[0]
@@ -176,6 +177,7 @@ def test_an_edge_that_noise_cannot_explain_does_not_bend_the_law():
     bent = optimum_law(points.assign(loss=points["loss"].where(~lost, 0.1)))
     assert "add values above" in bent.refused[0][1]
     assert "counts" not in bent.refused[0][1]
+    assert (use_of(bent.refused[0][1]), refused_to_list(bent.refused)[0]["counted"]) == ("left out", False)
     assert bent.exponents == pytest.approx(optimum_law(points[~largest]).exponents, rel=1e-9)
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from advice_support import ladder
 from command_support import COLUMNS, PLANTED, named, surface
 
 from scalebench.advice import isoflop, parametric
@@ -119,6 +120,16 @@ def test_budgets_left_out_are_told_by_kind(command) -> None:
     assert len(lines) < len(refused)
     (line,) = (line for line in lines if "for a parabola" in line)
     assert f" and {len(few) - 1} more: left out: " in line
+
+
+def test_a_budget_counted_as_beyond_an_edge_is_not_called_left_out(command) -> None:
+    pd.DataFrame(ladder(0.003, 2)).to_csv("p.csv", index=False)
+    _, out, _ = command("optimal", "p.csv", "--approach", "2", "--loss-column", "loss")
+    lines = " ".join(out.split()).split("approach 2, flops ")[1:]
+    counted = ["The line counts the best params as" in line for line in lines]
+    assert sorted(counted) == [False, True, True]
+    assert [": counted as beyond its edge: the lowest loss" in line for line in lines] == counted
+    assert [": left out: the lowest loss" in line for line in lines] == [not used for used in counted]
 
 
 def test_parameters_of_one_count_are_not_passed_off_as_the_other(command) -> None:

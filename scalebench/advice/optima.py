@@ -25,9 +25,17 @@ Without = list[tuple[dict[str, float], FitRefused]]
 Found = list[tuple[dict[str, float], tuple[Optimum, ...]]]  # groups with the joint optimum of the swept columns
 
 
+COUNTED = "The line counts the best"  # in the reason of a group whose optimum a line counts as beyond an edge
+
+
 def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
-    """JSON-safe: each group with its reason."""
-    return [{"group": group, "reason": reason} for group, reason in refused]
+    """JSON-safe: each group with its reason, and whether a line counts its optimum as beyond an edge."""
+    return [{"group": group, "reason": reason, "counted": COUNTED in reason} for group, reason in refused]
+
+
+def use_of(reason: str) -> str:
+    """Return what the line makes of a group without an optimum, by its reason."""
+    return "counted as beyond its edge" if COUNTED in reason else "left out"
 
 
 def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
@@ -212,7 +220,7 @@ def lines_through(
         variances = vertex_variances(optima, design) if weighted else np.ones(len(optima))
         line, counted = _line(design, optima, variances, _edges(without, against, i))
         lines.append(line)
-        reasons |= {k: f"{edge}. The line counts the best {name} as {edge.beyond}" for k, edge in counted.items()}
+        reasons |= {k: f"{edge}. {COUNTED} {name} as {edge.beyond}" for k, edge in counted.items()}
     return lines, tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
 
 

@@ -13,6 +13,7 @@ from scalebench.advice import Counting, conventions, envelope, isoflop, parametr
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
+from scalebench.advice.optima import use_of
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
@@ -198,18 +199,18 @@ def _print(
 
 
 def _remarks(allocated: Sequence[Allocation], refused: Mapping[int, str]) -> list[str]:
-    """Return warnings about each approach, the groups that it left out, and why others were refused."""
+    """Return warnings about each approach, its groups without an optimum, and why others were refused."""
     notes = [f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes]
     lines = [*dict.fromkeys(notes)]
     for allocation in allocated:
-        lines += _left_out(allocation)
+        lines += _without_optimum(allocation)
         if allocation.bias is not None:
             factor = f"×{allocation.bias.tokens_factor:.3g}"
             lines.append(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
     return [*lines, *(f"approach {approach}: refused: {reason}" for approach, reason in refused.items())]
 
 
-def _left_out(allocation: Allocation) -> list[str]:
+def _without_optimum(allocation: Allocation) -> list[str]:
     """Return one line for each kind of reason, with the number of further groups; `--json` has all of them."""
     kinds: dict[str, list[tuple[dict[str, float], str]]] = {}
     for group, reason in allocation.refused:
@@ -217,7 +218,7 @@ def _left_out(allocation: Allocation) -> list[str]:
     lines = []
     for (group, reason), *more in kinds.values():
         others = f" and {len(more)} more" if more else ""
-        lines.append(f"approach {allocation.approach}, {_group(group)}{others}: left out: {reason}")
+        lines.append(f"approach {allocation.approach}, {_group(group)}{others}: {use_of(reason)}: {reason}")
     return lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalebench.advice.optima import use_of
 from scalebench.analysis.sweep import optimum_laws_of
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError, number_of
@@ -66,7 +67,7 @@ def _print_law(law: OptimumLaw) -> None:
 
 
 def _print_optima(laws: Sequence[OptimumLaw]) -> None:
-    """Print the optimum of each sweep, and the sweeps left out."""
+    """Print the optimum of each sweep, and the sweeps without one: left out, or counted as beyond an edge."""
     first = laws[0]
     rows = [
         (
@@ -79,4 +80,4 @@ def _print_optima(laws: Sequence[OptimumLaw]) -> None:
     ]
     table("", (*first.exponents, *(f"best {law.optimised}" for law in laws), "loss", "points"), rows, text_columns=0)
     for group, reason in first.refused:
-        say(f"{', '.join(f'{name} {quantity(value)}' for name, value in group.items())}: left out: {reason}")
+        say(f"{', '.join(f'{name} {quantity(value)}' for name, value in group.items())}: {use_of(reason)}: {reason}")
