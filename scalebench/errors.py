@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from types import UnionType
 
 MOST_NAMES, NEAREST = 60, 6  # longer lists of known names are cut to those most like the one given
+MOST_IDS = 10  # of trials that a message lists
 
 
 class InputError(ValueError):
@@ -27,17 +28,27 @@ def expect(value: object, kinds: type | UnionType, expected: str) -> None:
         raise InputError(f"{expected}, not {type(value).__name__} ({value!r:.40})")
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """Return the message for a name that is not known: the known ones, and the most similar."""
+def unknown(name: str, known: Collection[str], most: int = MOST_NAMES) -> str:
+    """Return the message for a name that is not known: the known ones, and the most similar; of many, a few like it."""
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
     names = list(known)
-    if len(names) > MOST_NAMES:
+    if len(names) > most:
         near = difflib.get_close_matches(name.lower(), by_lower, n=NEAREST, cutoff=0.3)
         names = [by_lower[other] for other in near] or names[:NEAREST]
         names.append(f"… {len(known)} in all")
     return f"unknown {shortened(name)!r}{suggestion} (known: {', '.join(map(shortened, names))})"
+
+
+def beginning(prefix: str, ids: Collection[str]) -> list[str]:
+    """Return the ids of trials that a name on the command line stands for: those that it begins, none for ""."""
+    return [name for name in ids if prefix and name.startswith(prefix)]
+
+
+def several(prefix: str, ids: Sequence[str]) -> str:
+    """Return the message for a name that begins several ids."""
+    return f"{shortened(prefix)} begins {len(ids)} ids: {', '.join(ids[:MOST_IDS])}"
 
 
 def number_of(count: float, noun: str) -> str:

@@ -112,6 +112,35 @@ def test_only_trials_without_a_result_can_be_dropped(tmp_path: Path, command, na
     assert store.read_study(tmp_path / "results" / "small", []) == study
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """The folder of a study with three planned trials and no result."""
+    planned = [{"trial_id": name} for name in ("3f2a0000", "3f2b0000", "77aa0000")]
+    store.write_study(tmp_path, {"name": "three", "planned": planned})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("3f2c0000", "unknown '3f2c0000'; did you mean '3f2"),
+        ("3f", "3f begins 2 ids: 3f2a0000, 3f2b0000"),
+        ("", "unknown ''"),
+    ],
+)
+def test_a_trial_to_drop_is_matched_as_one_to_show(three: Path, name: str, expected: str) -> None:
+    """In the function that the command calls, and that may be called alone."""
+    with pytest.raises(store.StoreError) as caught:
+        store.drop(three, ["77aa0000", name], ())
+    assert expected in str(caught.value)
+    assert len(store.planned_ids(store.read_study(three, []))) == 3
+
+
+def test_a_trial_named_twice_is_dropped_once(three: Path) -> None:
+    assert store.drop(three, ["77", "77aa", "3f2a"], ()) == ["77aa0000", "3f2a0000"]
+    assert store.planned_ids(store.read_study(three, [])) == ("3f2b0000",)
+
+
 def test_nothing_can_be_dropped_where_every_trial_has_a_result(tmp_path: Path, command) -> None:
     saved(tmp_path, finish=4)
     code, _, err = command("drop", tmp_path / "results" / "small", "3f2a")

@@ -112,6 +112,8 @@ def test_show_prints_a_trial_by_the_first_digits_of_its_id(command, tmp_path: Pa
     assert code == 2
     assert "begins 4 ids" in err
     assert command("show", "zz")[0] == 2
+    last = str(rows[-1]["trial_id"])  # farther back than the ids that a message lists
+    assert f"did you mean {last!r}?" in command("show", "x" + last[1:])[2]
 
 
 @pytest.mark.slow

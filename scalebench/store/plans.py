@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalebench.errors import number_of
+from scalebench.errors import beginning, several, unknown
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
 from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
@@ -161,26 +161,34 @@ def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:
     """Forget trials of a study's plans that have no result, named by id or the start of one; return their ids.
 
-    Raises ``StoreError`` for a prefix that matches none or several of them, and then forgets none.
+    Raises ``StoreError`` for a name that stands for none of them, or for several, and then forgets none.
     """
     damaged: list[str] = []
     study = read_study(study_dir, damaged)
     if damaged:
         raise StoreError(damaged[0])
     unfinished = [name for name in (*planned_ids(study), *earlier_ids(study)) if name not in finished]
-    dropped = []
-    for name in names:
-        matches = [trial_id for trial_id in unfinished if name and trial_id.startswith(name)]
-        if len(matches) != 1:
-            trials, listed = number_of(len(matches), "trial"), ", ".join(unfinished[:10]) or "none"
-            raise StoreError(f"{study_dir}: {name!a} begins {trials} without a result (these are: {listed})")
-        dropped += matches
+    dropped = [*dict.fromkeys(_unfinished(study_dir, name, unfinished, finished) for name in names)]
     remaining = {
         key: [trial for trial in study.get(key) or [] if not {*planned_ids({"planned": [trial]})} & {*dropped}]
         for key in ("planned", "earlier")
     }
     write_study(study_dir, study | remaining)
     return dropped
+
+
+def _unfinished(study_dir: Path, name: str, unfinished: Sequence[str], finished: Collection[str]) -> str:
+    """Return the trial without a result that a name stands for. Raises ``StoreError``."""
+    matches = beginning(name, unfinished)
+    if len(matches) > 1:
+        raise StoreError(f"{study_dir}: {several(name, matches)}")
+    if matches:
+        return matches[0]
+    if ended := beginning(name, sorted(finished)):
+        raise StoreError(f"{study_dir}: {ended[0]} has a result, and only trials without one can be dropped")
+    if not unfinished:
+        raise StoreError(f"{study_dir}: no trial is without a result, so there is nothing to drop")
+    raise StoreError(f"{study_dir}: no trial without a result has this id: {unknown(name, unfinished)}")
 
 
 def left_out_line(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scalebench import store
 from scalebench.cli.output import print_json, say, warn
 from scalebench.data import Coder, open_data
-from scalebench.errors import InputError, unknown
+from scalebench.errors import MOST_IDS, InputError, beginning, several, unknown
 from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.workloads import trial_of
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
@@ -17,8 +17,6 @@ from scalebench.workloads.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from scalebench.workloads.completion_options import Request
-
-SHOWN_TRIALS = 10
 
 
 def run_generate(
@@ -109,15 +107,15 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
     """
     trial, prefix, step = trial.partition("/")
     folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
-    matches = [name for name in folders if name.startswith(trial)] if trial else []
+    matches = beginning(trial, folders)
     if len(matches) > 1:
-        raise InputError([f"--trial: {trial} begins {len(matches)} ids: {', '.join(matches[:SHOWN_TRIALS])}"])
+        raise InputError([f"--trial: {several(trial, matches)}"])
     if not matches:
         usable = [name for name, folder in folders.items() if _with_weights(folder) or _steps(folder)]
         if not usable:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
-        raise InputError([f"--trial: {unknown(trial, usable[:SHOWN_TRIALS])}; {len(usable)} with weights"])
+        raise InputError([f"--trial: {unknown(trial, usable, MOST_IDS)}; {len(usable)} with weights"])
     steps, attempts = _steps(folders[matches[0]]), _with_weights(folders[matches[0]])
     if prefix:
         if step not in steps:

@@ -14,10 +14,9 @@ import pandas as pd
 from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
-from scalebench.errors import InputError, unknown
+from scalebench.errors import MOST_IDS, InputError, beginning, several, unknown
 from scalebench.reporting.quantities import NBSP, present, quantity, significant
 
-SHOWN_TRIALS = 10
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
 SIZES = ("params", "size", "requested_params")  # the column of the model has the size
 VALUE_DIGITS = 4
@@ -112,13 +111,13 @@ def find_trial(results: Path, trial: str) -> Path:
     is_folder = bool(trial) and Path(trial).is_dir()
     studies = store.study_dirs(results) if results.exists() or not is_folder else ()
     folders = {path.name: path for study in studies for path in sorted((study / "trials").iterdir())}
-    matching = [name for name in folders if name.startswith(trial)] if trial else []
+    matching = beginning(trial, folders)
     if len(matching) > 1:
-        raise InputError([f"{trial} begins {len(matching)} ids: {', '.join(matching[:SHOWN_TRIALS])}"])
+        raise InputError([several(trial, matching)])
     if not matching and is_folder:
         raise InputError([f"{trial} is a folder, not a trial: scalebench show --results {shlex.quote(trial)}"])
     if not matching:
-        raise InputError([f"{results}: trial {unknown(trial, list(folders)[:SHOWN_TRIALS])}; {len(folders)} in all"])
+        raise InputError([f"{results}: trial {unknown(trial, folders, MOST_IDS)}; {len(folders)} in all"])
     return folders[matching[0]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import one_line, print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.comparison.killed import comparisons_in
-from scalebench.errors import number_of, unknown
+from scalebench.errors import number_of
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm_queue import waiting
 from scalebench.store.comparisons import Comparisons, latest, latest_unmeasured, went_wrong
@@ -118,27 +118,9 @@ def drop_trials(study_dir: Path, names: Sequence[str]) -> int:
     if not (study_dir / "study.json").exists():
         raise store.StoreError(f"{study_dir}: no study.json here; name the folder of a study, as in results/STUDY")
     finished = set(store.read_results(study_dir).frame["trial_id"])
-    for name in names:
-        _check_unfinished(study_dir, name, finished)
     dropped = store.drop(study_dir, names, finished)
     say(f"{study_dir}: forgot {trials(len(dropped))}: {' '.join(dropped)}")
     return 0
-
-
-def _check_unfinished(study_dir: Path, name: str, finished: Collection[str]) -> None:
-    """Raise ``StoreError`` unless a name is the id, or the start of the id, of a planned trial without a result."""
-    damaged: list[str] = []
-    study = store.read_study(study_dir, damaged)
-    planned = [*store.planned_ids(study), *store.earlier_ids(study)]
-    unfinished = [trial_id for trial_id in planned if trial_id not in finished]
-    if damaged or any(name and trial_id.startswith(name) for trial_id in unfinished):
-        return
-    ended = [trial_id for trial_id in sorted(finished) if name and trial_id.startswith(name)]
-    if ended:
-        raise store.StoreError(f"{study_dir}: {ended[0]} has a result, and only trials without one can be dropped")
-    if not unfinished:
-        raise store.StoreError(f"{study_dir}: no trial is without a result, so there is nothing to drop")
-    raise store.StoreError(f"{study_dir}: no trial without a result has this id: {unknown(name, unfinished)}")
 
 
 def _counted(states: Mapping[str, int]) -> str:
