@@ -1,5 +1,5 @@
 """``python -m scalebench``: the command line."""
 
-from scalebench.cli.app import main
+from scalebench.cli.entry import main
 
 main()

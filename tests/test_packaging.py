@@ -11,6 +11,8 @@ import pytest
 from support import REPOSITORY
 
 import scalebench
+from scalebench.cli import app
+from scalebench.cli import entry as entry_module
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -36,7 +38,11 @@ def test_the_version_is_said_once_and_the_same() -> None:
     except ModuleNotFoundError:
         pytest.skip("not installed: running from source")
     assert installed == scalebench.__version__
-    assert any(entry.value == "scalebench.cli.app:main" for entry in entry_points(name="scalebench"))
+    assert any(entry.load() in (app.main, entry_module.main) for entry in entry_points(name="scalebench"))
+
+
+def test_the_command_begins_in_the_module_that_imports_nothing_else() -> None:
+    assert PROJECT["project"]["scripts"] == {"scalebench": "scalebench.cli.entry:main"}
 
 
 def test_every_dependency_is_pinned_by_the_constraints() -> None:

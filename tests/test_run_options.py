@@ -242,3 +242,23 @@ def test_a_second_signal_ends_the_run_at_once_and_its_workers_too(
     worker.wait(10)
     assert "Traceback" not in driver.err
     assert not list(tmp_path.glob("results/small/trials/*/*/.*tmp"))
+
+
+EARLY = """
+import os, runpy, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "cyclopts":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["scalebench", "status"]
+runpy.run_module("scalebench", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [int(signal.SIGINT), int(signal.SIGTERM)])
+def test_a_signal_while_modules_are_imported_ends_the_command_as_a_later_one(tmp_path: Path, number: int) -> None:
+    code = [sys.executable, "-c", EARLY.format(number=number)]
+    done = subprocess.run(code, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+    assert done.stderr.startswith("interrupted")

@@ -18,6 +18,7 @@ from scalebench import __version__
 from scalebench.cli import app_laws, app_results, app_setup, completions
 from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
+from scalebench.cli.entry import INTERRUPTED, STDERR
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile, Whole
 from scalebench.cli.usage_errors import usage_line
 
@@ -29,8 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and can be continued
 )
 
-STDERR = 2  # the last of the standard streams' descriptors
-OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
+OK, NOT_ALL_OK, USAGE = 0, 1, 2  # and INTERRUPTED
 # Plans and records are many objects without cycles: at Python's own thresholds, a tenth of the time of a command on
 # 10,000 trials goes into looking for some.
 COLLECT_AFTER = (50_000, 20, 20)
@@ -81,7 +81,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
 
 def _open_closed_streams() -> None:
     """Open the null device where a standard stream is closed (``>&-``), so that no file takes its place."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:  # the last of theirs
         pass
     os.close(descriptor)
     null = Path(os.devnull)

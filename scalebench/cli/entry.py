@@ -1,0 +1,26 @@
+"""The command `scalebench`: where it begins, before the modules of the command line are imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+INTERRUPTED = 3  # the exit code
+STDERR = 2  # its descriptor
+
+
+def main() -> None:
+    """Import the command line and run it; an interrupt meanwhile ends the process as a later one does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from scalebench.cli.app import main as run_command  # takes a tenth of a second
+
+    run_command()
+
+
+def _end(*_: object) -> None:
+    """End at once: an exception could be taken for one of the import that it interrupts."""
+    with contextlib.suppress(OSError):  # closed
+        os.write(STDERR, b"interrupted before anything began; run the same command again\n")
+    os._exit(INTERRUPTED)
