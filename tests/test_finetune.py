@@ -10,7 +10,7 @@ import torch
 from family_support import model_of
 from parent_support import FINETUNED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from support import PLACEMENT
+from support import PLACEMENT, saved_for_backward
 from torch import nn
 
 from scalebench import store
@@ -21,6 +21,7 @@ from scalebench.running.worker import run_trial
 from scalebench.workloads import columns_of
 from scalebench.workloads.lora import LowRank, adapt, chosen, matrices, merge, trainable
 from scalebench.workloads.trained import load_trained
+from scalebench.workloads.training_memory import activation_bytes
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,36 @@ def test_a_tied_head_is_no_matrix_to_adapt_and_an_outer_one_only_by_name() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("method", "matrices_held"), [("full", 0), ("lora", 1)])
+def test_the_memory_of_a_plan_has_gradients_and_state_of_what_is_trained(
+    copied: Path, method: str, matrices_held: int
+) -> None:
+    """Weights, gradients and moments as torch holds them after a step, beside activations and the adapted matrices."""
+    (trial,) = planned(copied, FINETUNED, f"finetune.method={method}")
+    family, spec = FAMILIES["gpt"], trial.trial.spec
+    config = family.Config(**trial.trial.model)
+    model = family.build(config, "eager")
+    adapted = sum(layer.weight.numel() for name, layer in model.named_modules()
+                  if isinstance(layer, nn.Linear) and name != "head")  # fmt: skip
+    if method == "lora":
+        adapt(model, spec.matrices.split(","), spec.rank, spec.alpha)
+    optimizer = torch.optim.AdamW(value for value in model.parameters() if value.requires_grad)
+    model(torch.randint(config.vocab_size, (1, 16))).square().mean().backward()
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    tensors = [*model.parameters(), *(value.grad for value in model.parameters() if value.requires_grad), *moments]
+    held = sum(4 * tensor.numel() for tensor in tensors)
+    activations = spec.batch_size * activation_bytes(trial.counts, spec, config.depth)
+    assert trial.memory_bytes == held + activations + 4 * adapted * matrices_held
+
+
+def test_the_sum_of_a_matrix_and_its_product_is_kept_for_the_backward_pass() -> None:
+    model, x = nn.Sequential(nn.Linear(64, 48)), torch.randn(1, 64, requires_grad=True)
+    plain = saved_for_backward(model, lambda: model(x).square().sum())
+    adapt(model, ["0"], 2, 4.0)
+    assert 4 * 64 * 48 <= saved_for_backward(model, lambda: model(x).square().sum()) - plain < 4 * 64 * 48 * 1.2
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_is_fine_tuned_on_another_text_and_forgets_some_of_the_old(copied: Path, method: str) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")

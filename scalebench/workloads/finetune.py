@@ -7,19 +7,23 @@ or with LoRA.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
+from scalebench.families import FAMILIES
 from scalebench.families.outline import outline
 from scalebench.store import Column
 from scalebench.workloads import training
-from scalebench.workloads.base import PLAIN, Decided, Request, check_parent
+from scalebench.workloads.base import PLAIN, Cost, Decided, Request, check_parent
 from scalebench.workloads.derived import TRAINING_COLUMNS, decided_as_training
 from scalebench.workloads.finetune_spec import FinetuneSection, FinetuneSpec
 from scalebench.workloads.heads import counts_with_head, decided_head
+from scalebench.workloads.training_memory import training_memory
 from scalebench.workloads.training_spec import TrainSection
 
 if TYPE_CHECKING:
+    from scalebench.families import Counts
     from scalebench.study import Trial
     from scalebench.workloads.recorder import Recorder
 
@@ -32,7 +36,6 @@ KEEPS = ("weights_sha256",)
 DEFAULT_RANK = 8
 ALPHA_PER_RANK = 2.0
 
-cost = training.cost
 Section = FinetuneSection
 Spec = FinetuneSpec
 
@@ -77,6 +80,26 @@ def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, 
     rank = own["rank"] or DEFAULT_RANK
     names = chosen_matrices(model, "all" if own["matrices"] is None else own["matrices"], rank)
     return {"method": "lora", "rank": rank, "alpha": own["alpha"] or ALPHA_PER_RANK * rank, "matrices": names}
+
+
+def cost(trial: Trial, counts: Counts) -> Cost:
+    """Estimate a trial as training does; weights that LoRA freezes have neither gradients nor optimizer state."""
+    whole, spec = training.cost(trial, counts), trial.spec
+    if spec.method != "lora":
+        return whole
+    config = FAMILIES[trial.family].Config(**trial.model)
+    products, adapted = _lora_sizes(trial.family, config, spec.matrices, spec.rank)
+    trained = products + counts.by_group.get("classes", 0)
+    tensors = training_memory(counts, spec, int(trial.model.get("depth") or 1), trained)
+    return replace(whole, memory_bytes=tensors + 4 * (products + adapted))  # each matrix with its product is kept, too
+
+
+@lru_cache(maxsize=4096)
+def _lora_sizes(family: str, config: Any, names: str, rank: int) -> tuple[int, int]:
+    """Return the numbers of parameters of LoRA's products and of the matrices that they are added to."""
+    from scalebench.workloads.lora import sizes
+
+    return sizes(outline(FAMILIES[family], config), names.split(","), rank)
 
 
 def run(trial: Trial, recorder: Recorder) -> None:

@@ -84,6 +84,13 @@ def merge(model: nn.Module) -> None:
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
+def sizes(model: nn.Module, names: Sequence[str], rank: int) -> tuple[int, int]:
+    """Return how many parameters products of this rank add to these matrices, and how many the matrices have."""
+    paths, weights = matrices(model), dict(model.named_parameters())
+    shapes = [weights[f"{path}.weight"].shape for name in names for path in paths[name]]
+    return sum(rank * sum(shape) for shape in shapes), sum(math.prod(shape) for shape in shapes)
+
+
 def trainable(model: nn.Module) -> int:
     """Return the number of parameters that are trained, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

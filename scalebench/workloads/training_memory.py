@@ -39,16 +39,18 @@ HALF_SCORES = 1.5  # autocast keeps probabilities in float32 and a copy in 16 bi
 BLOCK_INPUT = 1 / 16  # share of a block's activations that its input is: what checkpointing keeps
 
 
-def training_memory(counts: Counts, spec: TrainSpec, depth: int) -> int:
+def training_memory(counts: Counts, spec: TrainSpec, depth: int, trained: int | None = None) -> int:
     """Return the peak in bytes of all processes: parameters, gradients, optimizer state, activations of a micro-batch.
 
     Each process holds all of it for its rows; under FSDP its part of the state, and at most all parameters gathered.
-    ``depth`` is the number of blocks that checkpointing recomputes one at a time.
+    ``depth`` is the number of blocks that checkpointing recomputes one at a time; ``trained`` is how many parameters
+    have gradients and state, by default all.
     """
-    state = OPTIMIZERS[spec.optimizer].state_per_param
+    per_trained = 1 + OPTIMIZERS[spec.optimizer].state_per_param
+    held = counts.total + per_trained * (counts.total if trained is None else trained)
     rows = -(-spec.batch_size // spec.accumulation)
     copies = (1, spec.processes) if spec.parallel == "fsdp" else (spec.processes, 0)
-    parameters = 4 * counts.total * ((2 + state) * copies[0] + copies[1])
+    parameters = 4 * (held * copies[0] + counts.total * copies[1])
     if spec.implementation == "fused" and spec.precision != "float32":  # weights in 16 bits beside those in float32
         parameters += 2 * counts.total * spec.processes
     return parameters + rows * activation_bytes(counts, spec, depth)
