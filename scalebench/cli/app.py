@@ -15,10 +15,9 @@ from typing import Annotated, Literal, get_origin, get_type_hints
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 
 from scalebench import __version__
-from scalebench.cli import app_laws, app_results, app_setup, completions
+from scalebench.cli import INTERRUPTED, STDERR, app_laws, app_results, app_setup, completions
 from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
-from scalebench.cli.entry import INTERRUPTED, STDERR
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile, Whole
 from scalebench.cli.usage_errors import usage_line
 

@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 
-INTERRUPTED = 3  # the exit code
-STDERR = 2  # its descriptor
+from scalebench.cli import INTERRUPTED, STDERR
 
 
 def main() -> None:
