@@ -1,4 +1,4 @@
-"""The command line: it begins in `entry`, `app` has every signature, `commands` what each does, `output` how it prints."""
+"""The command line: `entry` begins it, `app` has every signature, `commands` what each does, `output` how it prints."""
 
 INTERRUPTED = 3  # the exit code
 STDERR = 2  # the descriptor of standard error
