@@ -14,6 +14,7 @@ from command_support import CHINCHILLA, COLUMNS, named, planted, surface, write_
 
 from scalebench.advice import compute_multiplier, next_trial, optimum_law
 from scalebench.advice.design import candidate_grid
+from scalebench.cli.commands.design import print_worth
 from scalebench.laws import Refits, fit
 
 
@@ -90,6 +91,14 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert output["interval"][0] < 1.6 < output["interval"][1]
     assert "the change saves compute" in command("worth", "old.csv", "new.csv")[1]
     assert "no significant difference" in command("worth", "old.csv", "old.csv")[1]
+
+
+def test_worth_says_on_which_side_of_the_data_a_loss_lies(capsys) -> None:
+    flops = np.geomspace(1e15, 1e19, 8)
+    fitted = fit({"x": flops, "y": 1.8 + 2 * (flops / 1e15) ** -0.15})
+    for loss, place in ((5.0, "1/23.0 of its smallest compute"), (2.2, "×4.57 its largest compute")):
+        print_worth(compute_multiplier(fitted, fitted, loss, n=20))
+        assert f"the baseline reaches that loss at {place}: measure closer to it" in capsys.readouterr().out
 
 
 @pytest.mark.slow

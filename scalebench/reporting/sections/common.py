@@ -184,6 +184,9 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
     else:
         yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
+    if missing := len(study.missing):
+        have = "has" if missing == 1 else "have"
+        yield f"{missing} of {number_of(study.planned, 'planned trial')} {have} no result yet."
 
 
 def _note_sentences(notes: Sequence[str]) -> Iterator[str]:
