@@ -155,6 +155,22 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     assert (low, high) == pytest.approx(expected.interval("constant"), rel=5e-3)  # three digits each
 
 
+def test_tune_names_the_diverged_trials_that_bound_a_sweep(command, tmp_path: Path) -> None:
+    trials = [
+        {**row, "trial_id": f"{i:08x}{row['trial_id'][8:]}{k}", "learning_rate": rate}
+        | ({"status": "diverged", "validation_loss_nats": None} if rate >= 1 else {"validation_loss_nats": 3 - rate})
+        for i, row in enumerate(planted()[::2])
+        for k, rate in enumerate((0.001, 0.003, 0.01, 1.0, 3.0))
+    ]
+    write_study(tmp_path / "sweep", trials, {"train.learning_rate": []})
+    code, _, err = command("tune", "sweep")
+    assert code == 2
+    assert (
+        "sweep: 14 diverged trials left out, with learning_rate from 1 to 3: where the best value is at an edge" in err
+    )
+    assert "left out" not in command("tune", "sweep", "--where", "learning_rate < 1")[2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("law", ["auto", "chinchilla,kaplan"])
 def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: str) -> None:
