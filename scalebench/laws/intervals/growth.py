@@ -137,9 +137,9 @@ class Growth:
             return ""
         likeliest = int(self.chance.argmax())
         verb = "grows" if self.rate[likeliest] > 0 else "shrinks"
-        inputs = self.axes.inputs[self.direction[likeliest]]
-        # A law of one input takes any measure of size: parameters, tokens, FLOPs.
-        return f"noise that {verb} with {' and '.join(inputs) if len(self.axes.inputs) > 1 else 'size'}"
+        # Points of any measure of size, as FLOPs, are the `params` of a law that has no other input.
+        size = self.axes.inputs == (("params",),)
+        return f"noise that {verb} with {'size' if size else ' and '.join(self.axes.inputs[self.direction[likeliest]])}"
 
 
 def estimate_growth(scatter: Scatter, logs: Mapping[str, Array]) -> Growth | None:
