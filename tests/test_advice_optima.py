@@ -233,3 +233,5 @@ def test_to_dict_survives_json_and_names_are_checked():
         law.interval("depth")
     with pytest.raises(FitRefused, match="sizes given: depth; needed: params"):
         law.predict(depth=2)
+    with pytest.raises(FitRefused, match="params 0: a positive finite number is needed"):
+        law.predict(params=0.0)
