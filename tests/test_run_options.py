@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from support import PLACEMENT, SMALL, child_environment
 
 from scalebench import store
 from scalebench.cli.commands import watch
-from scalebench.cli.commands.watch import time_left_s
+from scalebench.cli.commands.watch import StudyProgress, time_left_s
 from scalebench.running.claims import driving
 from scalebench.running.engines import ENGINES
 from scalebench.running.engines.base import Begin, Resources
@@ -242,3 +243,9 @@ def test_a_second_signal_ends_the_run_at_once_and_its_workers_too(
     worker.wait(10)
     assert "Traceback" not in driver.err
     assert not list(tmp_path.glob("results/small/trials/*/*/.*tmp"))
+
+
+def test_no_time_is_left_where_every_trial_has_ended() -> None:
+    ended = StudyProgress(done=18, running=0, failed=6, planned=24, per_hour=None, left_s=0.0)
+    assert ended.line("s") == "s: 18/24 done, 0 running, 6 failed"
+    assert replace(ended, done=17, left_s=30.0).line("s").endswith("6 failed, about 30 s left")

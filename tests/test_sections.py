@@ -97,7 +97,7 @@ def test_trials_without_a_result_yet_are_counted_in_the_conclusions() -> None:
     whole = audit()
     ids = [*whole.frame["trial_id"], "f" * 16, "e" * 16]
     partial = Results(whole.frame, (), {"audit": whole.studies["audit"] | {"planned": ids}})
-    assert conclusions(analyse(partial, "audit"))[-1] == "2 of 8 planned trials have no result yet."
+    assert conclusions(analyse(partial, "audit"))[-1] == "Without a result yet: 2 of 8 planned trials."
 
 
 def test_another_workload_at_one_size_or_without_columns_still_has_a_page(tmp_path: Path) -> None:
