@@ -14,6 +14,7 @@ from command_support import CHINCHILLA, COLUMNS, named, planted, surface, write_
 
 from scalebench.advice import compute_multiplier, next_trial, optimum_law
 from scalebench.advice.design import candidate_grid
+from scalebench.cli.commands.design import print_worth
 from scalebench.laws import Refits, fit
 
 
@@ -92,6 +93,14 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert "no significant difference" in command("worth", "old.csv", "old.csv")[1]
 
 
+def test_worth_says_on_which_side_of_the_data_a_loss_lies(capsys) -> None:
+    flops = np.geomspace(1e15, 1e19, 8)
+    fitted = fit({"x": flops, "y": 1.8 + 2 * (flops / 1e15) ** -0.15})
+    for loss, place in ((5.0, "1/23.0 of its smallest compute"), (2.2, "×4.57 its largest compute")):
+        print_worth(compute_multiplier(fitted, fitted, loss, n=20))
+        assert f"the baseline reaches that loss at {place}: measure closer to it" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
@@ -155,6 +164,22 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     low, high = (float(part.replace(",", "")) for part in re.findall(r"constant +\S+ +(\S+) to (\S+)", out)[0])
     assert 0 < low < expected.constant < high  # a positive constant's lower end is not printed as 0
     assert (low, high) == pytest.approx(expected.interval("constant"), rel=5e-3)  # three digits each
+
+
+def test_tune_names_the_diverged_trials_that_bound_a_sweep(command, tmp_path: Path) -> None:
+    trials = [
+        {**row, "trial_id": f"{i:08x}{row['trial_id'][8:]}{k}", "learning_rate": rate}
+        | ({"status": "diverged", "validation_loss_nats": None} if rate >= 1 else {"validation_loss_nats": 3 - rate})
+        for i, row in enumerate(planted()[::2])
+        for k, rate in enumerate((0.001, 0.003, 0.01, 1.0, 3.0))
+    ]
+    write_study(tmp_path / "sweep", trials, {"train.learning_rate": []})
+    code, _, err = command("tune", "sweep")
+    assert code == 2
+    assert (
+        "sweep: 14 diverged trials left out, with learning_rate from 1 to 3: where the best value is at an edge" in err
+    )
+    assert "left out" not in command("tune", "sweep", "--where", "learning_rate < 1")[2]
 
 
 @pytest.mark.slow
@@ -243,6 +268,9 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
         (("tune", "p.csv", "--loss-column", "L"), "; name it with --against\np.csv: column unknown 'learning_rate'"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),
+        (("tune", "p.csv", "--at", "N=0"), "--at N=0: a positive finite number is needed"),
+        (("tune", "p.csv", "--at", "N=1,D=nan"), "--at D=nan: a positive finite number is needed"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=-1"), "--predict params=-1: a positive finite number"),
         (("tune", "p.csv", "--against", "N", "--optimised", ",", "--loss-column", "L"), "--optimised: names no column"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D,D", "--loss-column", "L"), "'D' is named twice"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D,N", "--loss-column", "L"), "'N' is named twice"),

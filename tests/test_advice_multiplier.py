@@ -52,6 +52,13 @@ def test_default_loss_is_the_lowest_that_both_have_measured():
     )
 
 
+def test_a_loss_above_the_data_is_below_their_smallest_compute():
+    saved = compute_multiplier(fit(study()), fit(study(2.0)), 5.0, n=20)
+    assert saved.below == (True, True)
+    assert saved.beyond[0] == pytest.approx(FLOPS[0] / (300 / 3.3) ** (1 / 0.15), rel=1e-3)
+    assert compute_multiplier(fit(study()), fit(study()), 2.1, n=20).below == (False, False)
+
+
 @pytest.mark.slow
 def test_interval_covers_a_planted_saving():
     studies, covered, widths = 40, 0, []

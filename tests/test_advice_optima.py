@@ -46,6 +46,20 @@ def test_only_neighbours_of_the_best_enter():
     assert quadratic_optimum(x, loss, None).x != pytest.approx(1.2e-3, rel=1e-3)
 
 
+def test_many_rates_drawn_at_random_show_the_law_through_noise():
+    rng, rows = np.random.default_rng(1), []
+    for size in SIZES:
+        best = 3.0 * size**-0.35
+        for rate in best * np.exp(rng.uniform(-2.5, 2.5, 50)):
+            loss = 2 + 0.05 * np.log(rate / best) ** 2 + 0.01 * rng.standard_normal()
+            rows.append({"params": size, "learning_rate": rate, "loss": loss})
+    law = optimum_law(pd.DataFrame(rows))
+    assert law.refused == ()  # of 5 values about the best, which lie within 20 %, no parabola can be told
+    low, high = law.interval("params")
+    assert low < -0.35 < high
+    assert high - low < 0.06
+
+
 @pytest.mark.slow
 def test_gain_is_the_scatter_of_the_vertex_per_unit_noise():
     x, rng = np.geomspace(1e-4, 1e-2, 9), np.random.default_rng(0)
@@ -235,3 +249,5 @@ def test_to_dict_survives_json_and_names_are_checked():
         law.interval("depth")
     with pytest.raises(FitRefused, match="sizes given: depth; needed: params"):
         law.predict(depth=2)
+    with pytest.raises(FitRefused, match="params 0: a positive finite number is needed"):
+        law.predict(params=0.0)

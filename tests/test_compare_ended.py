@@ -15,7 +15,7 @@ from scalebench.cli.commands.compare import _print
 from scalebench.comparison import Comparison, Options, close_run, measure, plan_comparison
 from scalebench.comparison.ceilings import measure_ceilings
 from scalebench.comparison.failure import failure
-from scalebench.comparison.runner import run_processes
+from scalebench.comparison.runner import _Progress, _silent_s, run_processes
 from scalebench.comparison.timing import CpuClock
 from scalebench.store import read_json, write_json
 from scalebench.store.comparisons import new_run, read_run
@@ -152,3 +152,15 @@ def test_an_interrupt_before_the_first_case_is_done_prints_no_empty_table(capsys
     printed = capsys.readouterr()
     assert printed.out == "nothing was measured: r/run-1\n"
     assert printed.err == "ended early: interrupted; not measured: a case\n"
+
+
+def test_a_clock_that_is_set_does_not_make_a_process_look_hung(tmp_path: Path, monkeypatch) -> None:
+    path, seconds = tmp_path / "phase.json", iter([0.0, 1.0, 1.0, 3.0, 4.0, 4.0])
+    monkeypatch.setattr("scalebench.comparison.runner.time.monotonic", lambda: next(seconds))
+    path.write_text("{}")
+    os.utime(path, (0, 1e9))  # a quarter of a century ago by this clock: it was set forward after the file was written
+    progress = _Progress(path)
+    assert _silent_s(progress) == 0.0
+    assert _silent_s(progress) == 2.0
+    os.utime(path, (0, 1e8))  # written again, after the clock was set back
+    assert _silent_s(progress) == 0.0

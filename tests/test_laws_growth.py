@@ -27,7 +27,7 @@ def power(factor, *, sizes=SIZES, seeds=3, seed=0):
 def test_a_new_run_has_the_noise_of_its_size(factor, verb):
     points = power(factor)
     boot = fit(points).bootstrap(150, 0)
-    assert boot.method == f"parametric bootstrap, t with 5 degrees of freedom, noise that {verb} with params"
+    assert boot.method == f"parametric bootstrap, t with 5 degrees of freedom, noise that {verb} with size"
     low, high = boot.prediction_interval({"params": SIZES[[0, -1]]}, kind="new")
     first, last = np.log(high / low)
     assert 4 < (last / first) ** np.sign(np.log(factor)) < 16  # 10 without the error of the law

@@ -164,7 +164,7 @@ def test_times_that_were_all_shared_are_refused_with_the_command_that_measures_t
     for name in ("step_time", "training_time"):
         assert answers[name]["value"] is None
         assert answers[name]["reason"].startswith("all 14 step times were measured while other work shared the machine")
-        assert ": run `scalebench run planted --jobs 1 --results NEW` on it alone" in answers[name]["reason"]
+        assert ": run the study with `--jobs 1 --results NEW` on it alone" in answers[name]["reason"]
     assert answers["memory"]["value"] is not None
     for row in rows[:1]:
         row["timing_exclusive"] = True

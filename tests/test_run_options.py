@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from support import PLACEMENT, SMALL, child_environment
 
 from scalebench import store
 from scalebench.cli.commands import watch
-from scalebench.cli.commands.watch import time_left_s
+from scalebench.cli.commands.watch import StudyProgress, time_left_s
 from scalebench.running.claims import driving
 from scalebench.running.engines import ENGINES
 from scalebench.running.engines.base import Begin, Resources
@@ -262,3 +263,9 @@ def test_a_signal_while_modules_are_imported_ends_the_command_as_a_later_one(tmp
     done = subprocess.run(code, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
     assert done.stderr.startswith("interrupted")
+
+
+def test_no_time_is_left_where_every_trial_has_ended() -> None:
+    ended = StudyProgress(done=18, running=0, failed=6, planned=24, per_hour=None, left_s=0.0)
+    assert ended.line("s") == "s: 18/24 done, 0 running, 6 failed"
+    assert replace(ended, done=17, left_s=30.0).line("s").endswith("6 failed, about 30 s left")

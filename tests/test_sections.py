@@ -93,6 +93,13 @@ def test_another_workload_is_shown_by_the_columns_that_it_declares() -> None:
     assert "loss" not in " ".join(titles)
 
 
+def test_trials_without_a_result_yet_are_counted_in_the_conclusions() -> None:
+    whole = audit()
+    ids = [*whole.frame["trial_id"], "f" * 16, "e" * 16]
+    partial = Results(whole.frame, (), {"audit": whole.studies["audit"] | {"planned": ids}})
+    assert conclusions(analyse(partial, "audit"))[-1] == "Without a result yet: 2 of 8 planned trials."
+
+
 def test_another_workload_at_one_size_or_without_columns_still_has_a_page(tmp_path: Path) -> None:
     single_size = audit((1000,))
     assert "Audit time is 4.00\u00a0ms at 1,000 parameters, the only size" in render(single_size)

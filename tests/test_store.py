@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from scalebench import store
+from scalebench.store.comparisons import new_run
 
 
 def attempt(
@@ -71,6 +73,34 @@ def test_the_latest_attempt_counts_and_earlier_ones_stay(tmp_path: Path) -> None
     frame = store.load_results(tmp_path)
     assert frame["attempt"].tolist() == [second.name]
     assert (first / "record.json").exists()
+
+
+class SetBack(datetime):
+    """A clock that was set back to the year 2001."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> SetBack:
+        return cls(2001, 1, 1, tzinfo=tz)
+
+
+def test_the_latest_attempt_counts_also_after_the_clock_was_set_back(tmp_path: Path, monkeypatch) -> None:
+    attempt(tmp_path, status="failed")
+    monkeypatch.setattr("scalebench.store.names.datetime", SetBack)
+    latest = [attempt(tmp_path, status="failed"), attempt(tmp_path)][-1]
+    assert store.load_results(tmp_path)[["attempt", "status"]].to_numpy().tolist() == [[latest.name, "ok"]]
+
+
+def test_a_folder_named_by_hand_does_not_keep_attempts_from_being_made(tmp_path: Path) -> None:
+    (tmp_path / "s" / "trials" / "a" / "attempt-mine").mkdir(parents=True)
+    assert store.new_attempt(tmp_path / "s", "a").is_dir()
+
+
+def test_runs_of_a_comparison_sort_in_their_order_also_after_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch
+) -> None:
+    first = new_run(tmp_path, "norm")
+    monkeypatch.setattr("scalebench.store.names.datetime", SetBack)
+    assert new_run(tmp_path, "norm").name > first.name
 
 
 def test_an_attempt_without_a_record_does_not_count(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class ComputeMultiplier:
     `unreached` is the share of bootstrap replicates in which a study does not reach the loss within 1e6 times its
     compute. Such replicates count as infinite, an infinite end of `interval` is None, and replicates in which neither
     study reaches it are dropped. `beyond`: how many times outside the data the needed compute lies, for the
-    (baseline, changed) study.
+    (baseline, changed) study, and `below` whether that is below its smallest compute.
     """
 
     loss: float
@@ -37,11 +37,12 @@ class ComputeMultiplier:
     changed_flops: float
     unreached: float
     beyond: tuple[float, float]
+    below: tuple[bool, bool]
     method: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe fields by name."""
-        return {**vars(self), "interval": list(self.interval), "beyond": list(self.beyond)}
+        return {**vars(self), "interval": list(self.interval), "beyond": list(self.beyond), "below": list(self.below)}
 
 
 def compute_multiplier(
@@ -82,6 +83,7 @@ def compute_multiplier(
         changed_flops=float(np.exp(needed[1])),
         unreached=float(1 - np.mean(np.isfinite(drawn[0]) & np.isfinite(drawn[1]))),
         beyond=(_beyond(baseline, needed[0]), _beyond(changed, needed[1])),
+        below=(_below(baseline, needed[0]), _below(changed, needed[1])),
         method="; ".join(boot.method for boot in boots),
     )
 
@@ -137,6 +139,10 @@ def _log_flops(fit: Fit) -> Array:
     if len(fit.law.inputs) == 1:
         return logs[fit.law.inputs[0]]
     return np.asarray(np.log(FLOPS_PER_PARAMETER_TOKEN) + logs["params"] + logs["tokens"])
+
+
+def _below(fit: Fit, log: float) -> bool:
+    return bool(log < _log_flops(fit).min())
 
 
 def _beyond(fit: Fit, log: float) -> float:

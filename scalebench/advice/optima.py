@@ -165,6 +165,8 @@ class OptimumLaw:
     def _row(self, sizes: Mapping[str, float]) -> Array:
         if set(sizes) != set(self.exponents):
             raise FitRefused(f"sizes given: {', '.join(sizes) or 'none'}; needed: {', '.join(self.exponents)}")
+        if wrong := [f"{name} {size:g}" for name, size in sizes.items() if not 0 < size < np.inf]:
+            raise FitRefused(f"{', '.join(wrong)}: a positive finite number is needed")
         return np.array([1.0, *(np.log(sizes[name]) for name in self.exponents)])
 
 

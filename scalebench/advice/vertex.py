@@ -35,6 +35,9 @@ class AtEdge(FitRefused):
         return f"{'above' if self.side > 0 else 'below'} {np.exp(self.limit):.3g}"
 
 
+CLOSE = np.log(3.0)
+
+
 @dataclass(frozen=True)
 class Optimum:
     """The best value of one swept column: where the quadratic through the losses about it has its minimum.
@@ -64,7 +67,8 @@ def joint_optimum(
 ) -> tuple[Optimum, ...]:
     """The optimum of each swept column, x [n, k] with k `names`, at the joint minimum of loss [n].
 
-    Uses `neighbours` values of each column on each side of the best, or all if None; repeats count separately.
+    Uses `neighbours` values of each column on each side of the best and all within a factor of 3 of it, since a few of
+    many values that lie close together show noise and no curvature; all if None. Repeats count separately.
     Raises FitRefused with fewer than three values of a column, points that do not determine the quadratic, or a minimum
     outside the values fitted; AtEdge if the best value or the minimum is at an edge of the values swept, or beyond.
     """
@@ -81,7 +85,8 @@ def joint_optimum(
     for column, (name, place) in enumerate(zip(names, best, strict=True)):
         _check_inside(name, column, int(place), grids[column])
     reach = len(values) if neighbours is None else neighbours
-    near = (np.abs(member - best) <= reach).all(axis=1)
+    at_best = [grid[place] for grid, place in zip(grids, best, strict=True)]
+    near = ((np.abs(member - best) <= reach) | (np.abs(log - at_best) <= CLOSE)).all(axis=1)
     return _minimum(log[near], values[near], names, grids)
 
 

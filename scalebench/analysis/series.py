@@ -142,12 +142,11 @@ class Series:
         shared = int((~measured["timed"].astype(bool)).sum())
         if not shared:
             return ""
-        study = next(iter(measured["study"]), "STUDY") if "study" in measured else "STUDY"
         of_all = f"all {shared}" if shared == len(measured) else f"{shared} of {len(measured)}"
         left = "" if shared == len(measured) else ", and the others are too few for a law"
         return (
             f"{of_all} step times were measured while other work shared the machine (timing_exclusive = false){left}: "
-            f"run `scalebench run {study} --jobs 1 --results NEW` on it alone"
+            "run the study with `--jobs 1 --results NEW` on it alone"
         )
 
     @cached_property

@@ -11,11 +11,11 @@ import numpy as np
 from scalebench.advice.optima import OptimumLaw, optimum_laws
 from scalebench.advice.settings import REPLICATES, setting_line, unmodelled
 from scalebench.analysis.replicates import SETTINGS
-from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS
-from scalebench.errors import InputError, unknown
+from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS, numeric
+from scalebench.errors import InputError, number_of, unknown
 from scalebench.points.files import holds_trials, is_results, open_table
-from scalebench.points.table import read_columns, read_texts
-from scalebench.store import read_results
+from scalebench.points.table import read_columns, read_texts, select_rows
+from scalebench.store import of_plans, read_results
 
 OF_MACHINES = ("machine_id", "device_name")  # what these change is the time, not the best value
 
@@ -51,6 +51,28 @@ def optimum_laws_of(
     if lines:
         raise InputError([f"{path}: {line}" for line in lines])
     return optimum_laws(points, optimised, against)
+
+
+def diverged_line(path: Path, optimised: Sequence[str], where: str | None = None) -> str:
+    """Return a line on the diverged trials of a results folder, which are in no sweep; "" if there are none."""
+    if not is_results(path):
+        return ""
+    trials = select_rows(path, of_plans(read_results(path)).frame, where)
+    diverged = trials[trials["status"] == "diverged"]
+    values = {name: numeric(diverged, name).dropna() for name in optimised}
+    ranges = [
+        f"{name} = {low:.4g}" if low == high else f"{name} from {low:.4g} to {high:.4g}"
+        for name, column in values.items()
+        if len(column)
+        for low, high in [(column.min(), column.max())]
+    ]
+    if not ranges:
+        return ""
+    trials_of = number_of(len(diverged), "diverged trial")
+    return (
+        f"{path}: {trials_of} left out, with {' and '.join(ranges)}: where the best value is at an edge of its sweep "
+        "next to them, add values between"
+    )
 
 
 def _settings(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,10 +29,14 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(option: str, text: str | None) -> Mapping[str, float]:
-    """Read ``params=7e9,tokens=1e12``."""
+    """Read ``params=7e9,tokens=1e12``. Raises ``InputError`` for what is not a positive finite number."""
     from scalebench.cli.commands import fit as fitting
+    from scalebench.errors import InputError
 
-    return fitting.assigned(option, [part for part in (text or "").split(",") if part.strip()])
+    values = fitting.assigned(option, [part for part in (text or "").split(",") if part.strip()])
+    if wrong := [f"{name}={value:g}" for name, value in values.items() if not 0 < value < math.inf]:
+        raise InputError([f"{option} {each}: a positive finite number is needed" for each in wrong])
+    return values
 
 
 def fit(

@@ -100,7 +100,7 @@ def _run_once(
     command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
         process = processes.start(command, environment, stdout=out, stderr=err)
-    begun = time.time()
+    progress = _Progress(folder / "phase.json")
     try:
         while process.poll() is None:
             tick((index + len(list(folder.glob("case-*.json"))) / len(request["cases"])) / request["processes"])
@@ -108,7 +108,7 @@ def _run_once(
                 raise DeadlineReached
             if _waits(folder):
                 limits.waiting()
-            elif _silent_s(folder, begun) > limits.patience_s:
+            elif _silent_s(progress) > limits.patience_s:
                 message = f"no progress for {limits.patience_s:.0f} s"
                 return {"status": "killed", "error_class": "Hung", "error_message": message}
             time.sleep(POLL_S)
@@ -123,10 +123,19 @@ def _roots() -> list[str]:
     return [*dict.fromkeys(map(str, own)), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
-def _silent_s(folder: Path, begun: float) -> float:
-    """Return the seconds since the last progress of the process started at ``begun`` (in ``time.time``)."""
-    progress = folder / "phase.json"
-    return time.time() - max(begun, progress.stat().st_mtime) if progress.exists() else 0.0
+class _Progress:
+    """When a process last wrote its file, by this process's monotonic clock: the time of day may be set meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.since_s, self.written_ns = path, time.monotonic(), 0
+
+
+def _silent_s(progress: _Progress) -> float:
+    """Return the seconds since the last progress of a process, 0 before its first."""
+    written_ns = progress.path.stat().st_mtime_ns if progress.path.exists() else None
+    if written_ns is None or written_ns != progress.written_ns:
+        progress.since_s, progress.written_ns = time.monotonic(), written_ns or 0
+    return time.monotonic() - progress.since_s if progress.written_ns else 0.0
 
 
 def _waits(folder: Path) -> bool:

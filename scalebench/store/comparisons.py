@@ -12,10 +12,8 @@ A run is a folder of plain files; running again adds a run, and nothing is overw
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ from scalebench.store import (
 )
 from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.files import read_checked_json
+from scalebench.store.names import following
 from scalebench.store.records import check_files, check_schema, plain_row
 from scalebench.store.trials import is_folder, names_in
 
@@ -72,14 +71,14 @@ class Comparisons:
 
 
 def new_run(results: Path, operation: str) -> Path:
-    """Make and return a new folder for a run; its name sorts by time and is unique.
+    """Make and return a new folder for a run; its name is unique and sorts after those of earlier ones.
 
     Raises ``StoreError`` for an operation that cannot name a folder, or where a symbolic link leads out of the results.
     """
     check_name("operation", operation)
-    check_inside(results, results / f"{PREFIX}{operation}" / "runs")
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    run = results / f"{PREFIX}{operation}" / "runs" / f"run-{stamp}-{secrets.token_hex(3)}"
+    runs = results / f"{PREFIX}{operation}" / "runs"
+    check_inside(results, runs)
+    run = runs / following("run-", names_in(runs) if is_folder(runs) else ())
     run.mkdir(parents=True)
     return run
 

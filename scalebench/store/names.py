@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from scalebench.store.files import StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RULE = "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit"
+STAMP = "%Y%m%dT%H%M%S%fZ"
 
 
 def is_name(value: Any) -> bool:
@@ -24,6 +28,20 @@ def check_name(label: str, value: Any) -> str:
     if not is_name(value):
         raise StoreError(f"{label}: {str(value)[:60]!a} cannot name a file or folder; allowed: {RULE}")
     return str(value)
+
+
+def following(prefix: str, present: Iterable[str]) -> str:
+    """Return a unique name that begins with ``prefix`` and the time, and sorts after all that are ``present``.
+
+    A clock that was set back would otherwise make the newest of them sort before an older one.
+    """
+    now, newest = datetime.now(UTC), max((name for name in present if name.startswith(prefix)), default="")
+    try:
+        last = datetime.strptime(newest.removeprefix(prefix).partition("-")[0], STAMP).replace(tzinfo=UTC)
+        now = max(now, last + timedelta(microseconds=1))
+    except (ValueError, OverflowError):  # there is none, or it was named by hand
+        pass
+    return f"{prefix}{now.strftime(STAMP)}-{secrets.token_hex(3)}"
 
 
 def check_inside(folder: Path, path: Path) -> None:

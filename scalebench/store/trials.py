@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_bytes
-from scalebench.store.names import check_inside, check_name, is_name
+from scalebench.store.names import check_inside, check_name, following, is_name
 from scalebench.store.records import is_attempt, read_with_files
 
 if TYPE_CHECKING:
@@ -53,13 +51,16 @@ def new_attempt(study_dir: Path, trial_id: str) -> Path:
 
 
 def name_attempt(study_dir: Path, trial_id: str) -> Path:
-    """Return a folder for a new attempt; its name sorts by time and is unique.
+    """Return a folder for a new attempt; its name is unique and sorts after those of earlier ones.
 
     Raises ``StoreError`` for an id that cannot name a folder.
     """
     trial_dir = study_dir / "trials" / check_name(f"{study_dir}: trial id", trial_id)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    return trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
+    try:
+        present = names_in(trial_dir)
+    except OSError:  # the first attempt; where the folder cannot be read, none can be made in it either
+        present = []
+    return trial_dir / following("attempt-", filter(is_attempt, present))
 
 
 def make_attempt(attempt: Path) -> Path:

@@ -165,9 +165,10 @@ def print_worth(worth: ComputeMultiplier) -> None:
         if high < 1
         else "no significant difference"
     )
-    for name, beyond in zip(("baseline", "changed study"), worth.beyond, strict=True):
+    for name, beyond, below in zip(("baseline", "changed study"), worth.beyond, worth.below, strict=True):
         if beyond > FAR:
-            say(f"the {name} reaches that loss at ×{significant(beyond)} its largest compute: measure closer to it")
+            place = f"1/{significant(beyond)} of its smallest" if below else f"×{significant(beyond)} its largest"
+            say(f"the {name} reaches that loss at {place} compute: measure closer to it")
     if worth.unreached:
         say(f"{100 * worth.unreached:.3g} % of bootstrap refits never reach that loss and count as infinite compute")
     say(f"intervals: {'; '.join(dict.fromkeys(worth.method.split('; ')))}")

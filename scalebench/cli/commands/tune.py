@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench.advice.optima import use_of
-from scalebench.analysis.sweep import optimum_laws_of
-from scalebench.cli.output import print_json, say, table
+from scalebench.analysis.sweep import diverged_line, optimum_laws_of
+from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused
 from scalebench.reporting.quantities import bounded, quantity, significant
@@ -31,6 +31,8 @@ def run_tune(
     as_json: bool,
 ) -> int:
     """Print the law of the best value of each swept column, and the best values at the requested sizes."""
+    if line := diverged_line(path, optimised, where):
+        warn(line)
     try:
         laws = optimum_laws_of(path, optimised, against, loss_column, replicates, where)
         predicted = [(law.predict(**sizes), *law.prediction_interval(**sizes)) for law in laws] if sizes else []

@@ -35,7 +35,7 @@ class StudyProgress:
         parts = [f"{self.done}/{self.planned} done", f"{self.running} running", f"{self.failed} failed"]
         if self.per_hour is not None:
             parts.append(f"{self.per_hour:.3g} trials/h")
-        if self.left_s is not None:
+        if self.left_s:  # not where every trial has ended
             parts.append(f"about {duration(self.left_s)} left")
         return f"{name}: " + ", ".join(parts)
 

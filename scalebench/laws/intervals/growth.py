@@ -137,7 +137,9 @@ class Growth:
             return ""
         likeliest = int(self.chance.argmax())
         verb = "grows" if self.rate[likeliest] > 0 else "shrinks"
-        return f"noise that {verb} with {' and '.join(self.axes.inputs[self.direction[likeliest]])}"
+        # Points of any measure of size, as FLOPs, are the `params` of a law that has no other input.
+        size = self.axes.inputs == (("params",),)
+        return f"noise that {verb} with {'size' if size else ' and '.join(self.axes.inputs[self.direction[likeliest]])}"
 
 
 def estimate_growth(scatter: Scatter, logs: Mapping[str, Array]) -> Growth | None:

@@ -179,11 +179,11 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         return
     yield from sentences(study)
     yield from _note_sentences([note for series in study.series for note in series.notes])
-    if usable < trials:
-        recorded = number_of(trials, "recorded trial")
-        yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
-    else:
-        yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
+    sound = "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
+    of = number_of(trials, "recorded trial")
+    yield sound if usable == trials else f"{trials - usable} of {of} did not end ok or are invalid; they are in no fit."
+    if study.missing:
+        yield f"Without a result yet: {len(study.missing)} of {number_of(study.planned, 'planned trial')}."
 
 
 def _note_sentences(notes: Sequence[str]) -> Iterator[str]:
