@@ -35,7 +35,7 @@ class AtEdge(FitRefused):
         return f"{'above' if self.side > 0 else 'below'} {np.exp(self.limit):.3g}"
 
 
-CLOSE = np.log(3.0)
+CLOSE = np.log(3.0)  # about the best value, in ln x: as far as two neighbours of a sweep in steps of 1.73 reach
 
 
 @dataclass(frozen=True)
