@@ -168,6 +168,24 @@ def test_a_claim_of_a_driver_that_ended_holds_nobody_up(study, tmp_path, monkeyp
     assert last_claim(tmp_path / "r" / "small" / "trials" / planned.trial_id).number == 2
 
 
+def test_an_attempt_that_outlives_its_driver_and_ends_meanwhile_counts(study, tmp_path, monkeypatch) -> None:
+    ((planned, *_),) = [survey(study, tmp_path / "r").planned]
+    orphan = prepare(tmp_path / "r" / "small", 1, "gone", planned.trial_id)
+    assert take(orphan)
+
+    def end(attempt: Path) -> None:
+        if attempt.parent == orphan.parent:  # after the driver has looked for new records
+            identity = {"study": study.name, "trial_id": planned.trial_id}
+            store.write_record(orphan, {**identity, "status": "ok", "steps": 7})
+
+    monkeypatch.setitem(ENGINES, "instant", engine := Instant(end))
+    rows = {row["trial_id"]: row for row in execute(survey(study, tmp_path / "r"), study, engine="instant")}
+    assert len(rows) == 4
+    assert rows[planned.trial_id]["attempt_dir"] == str(orphan)
+    assert len(engine.ran) == 3
+    assert {path.name for path in orphan.parent.glob("attempt-*")} == {orphan.name}
+
+
 RUN = ("run", "small.toml", "--jobs", "1", "--json")
 
 

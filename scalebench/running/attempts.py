@@ -12,8 +12,8 @@ from scalebench import store
 from scalebench.measure.environment import command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.batches import MEMBERS, write_members
-from scalebench.running.claims import claim_path, take
-from scalebench.running.engines.base import Resources, Tick, no_tick
+from scalebench.running.claims import claim_path, last_claim, take
+from scalebench.running.engines.base import Resources, Tick, has_record, no_tick
 from scalebench.running.ensembles import together
 from scalebench.running.members import close_members
 from scalebench.running.planning import PlannedTrial, trial_header
@@ -50,6 +50,7 @@ class Attempts:
     begun: list[Path] = field(default_factory=list)
     _coming: dict[Path, tuple[PlannedTrial, int, Resources]] = field(default_factory=dict)
     _others: dict[Path, list[Path]] = field(default_factory=dict)
+    _orphans: dict[Path, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find out what is the same for all trials."""
@@ -63,8 +64,14 @@ class Attempts:
         }
 
     def add(self, planned: PlannedTrial, claim: int) -> Path:
-        """Add an attempt at a trial and return the folder that it will have."""
+        """Add an attempt at a trial and return the folder that it will have.
+
+        The attempt of a driver that has ended may still be running: of Slurm's queue, or one that outlived it.
+        """
         attempt = store.name_attempt(self.study_dir, planned.trial_id)
+        earlier = last_claim(attempt.parent) if claim > 1 else None
+        if earlier and not earlier.settled:
+            self._orphans[attempt] = earlier.attempt
         self._coming[attempt] = (
             planned, claim, replace(resources_of(planned, self.study), keep_order=self.keep_order)
         )  # fmt: skip
@@ -87,11 +94,14 @@ class Attempts:
         return True
 
     def begin_one(self, attempt: Path) -> bool:
-        """Make the folder of an attempt and claim its trial; False if another driver claimed it first."""
+        """Make the folder of an attempt and claim its trial; False if another driver claimed it first.
+
+        Also where the attempt of an ended driver has its record by now: that counts.
+        """
         if attempt not in self._coming:  # made by an engine that tries a trial again
             return take(attempt)
         _, number, _ = self._coming[attempt]
-        if claim_path(attempt.parent, number).exists():
+        if claim_path(attempt.parent, number).exists() or has_record(self._orphans.get(attempt, attempt)):
             return False
         self.make(attempt)
         if take(attempt):

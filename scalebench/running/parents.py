@@ -46,9 +46,9 @@ class ParentTrial:
     attempt: Path
     identity: Parent
     flops: int
-    before: tuple[Mapping[str, Any], ...] = ()
     branch_step: int | None = None
     starts: bool = True
+    before: tuple[Mapping[str, Any], ...] = ()
 
     def ancestors(self) -> list[Mapping[str, Any]]:
         """Return what a child's header has of the trials before it: this one and those before, newest first."""
@@ -237,7 +237,7 @@ def _branch(row: Mapping[str, Any], step: int, named: Collection[str], *, needs_
     trial = _trial_of(attempt, named)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
     flops, before = _flops(until, row), trials_before(attempt)
-    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, flops, before, about["end"])
+    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, flops, about["end"], before=before)
 
 
 def _trial_of(attempt: Path, named: Collection[str]) -> Trial:
@@ -292,4 +292,4 @@ def _parent(row: Mapping[str, Any], named: Collection[str], *, needs_state: bool
         raise InputError(f"where: {row['trial_id']} {reason}: {weights}; choose other parents")
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
     flops, before = _flops(trial, row), trials_before(attempt)
-    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, flops, before)
+    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, flops, before=before)
