@@ -107,13 +107,25 @@ def _deferred(case: Case, tensors: Results, backward: bool) -> Callable[[], Resu
 
 
 def _pooled(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
-    """Leave the work to a thread that has run since before the call."""
+    """Leave the work to a thread that has run since before the call, and that is busy with it for a while."""
     pool = ThreadPoolExecutor(1)
-    pool.submit(int).result()
+    latest = [pool.submit(int)]
+
+    def fill(out: Tensor) -> None:
+        out.copy_(tensors["x"].exp().sin())
+
+    def fill_and_work(out: Tensor) -> None:
+        fill(out)
+        end = time.thread_time() + 0.05  # longer than a busy machine lets this thread run before the call returns
+        while time.thread_time() < end:
+            tensors["x"].exp()
 
     def call() -> Results:
         out = torch.empty_like(tensors["x"])
-        pool.submit(lambda: out.copy_(tensors["x"].exp().sin()))
+        if latest[0].done():
+            latest[0] = pool.submit(fill_and_work, out)
+        else:
+            fill(out)
         return {"y": out}
 
     return call

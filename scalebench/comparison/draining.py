@@ -13,7 +13,8 @@ Work = Callable[[], Mapping[str, Any]]
 
 JOIN_S = 1.0  # a thread that runs longer is a worker that stays; its first second counts
 TRIES = 5
-SLEEP_S, LONGEST_SLEEP_S, SETTLE_S = 20e-3, 0.5, 5.0
+SLEEP_S, LONGEST_SLEEP_S = 20e-3, 0.5
+SETTLE_S = 25.0  # for what thousands of timed calls may have left
 # Sleeping itself takes some 60 µs of processor time, which is subtracted.
 FLOOR_S, SHARE = 200e-6, 0.05
 
@@ -42,10 +43,10 @@ def work_left_behind(work: Work, call_s: float, refresh: Callable[[], None] = la
     """
     pause = min(max(SLEEP_S, 2 * call_s), LONGEST_SLEEP_S)
     least, limit = math.inf, max(FLOOR_S, SHARE * call_s)
-    work = joining(work)
+    work, end = joining(work), time.monotonic() + SETTLE_S
     for _ in range(TRIES):
         refresh()
-        idle = _settled(pause)
+        idle = _settled(pause, end)
         results = work()
         least = min(least, _processor_time(pause) - idle)
         del results  # only now, as freeing takes time too
@@ -54,9 +55,8 @@ def work_left_behind(work: Work, call_s: float, refresh: Callable[[], None] = la
     return least
 
 
-def _settled(pause: float) -> float:
-    """Wait until earlier work has ended, at most ``SETTLE_S``, and return the processor time of a pause."""
-    end = time.monotonic() + SETTLE_S
+def _settled(pause: float, end: float) -> float:
+    """Wait until earlier work has ended, or until ``end``, and return the processor time of a pause."""
     while (spent := _processor_time(pause)) > FLOOR_S and time.monotonic() < end:
         pass
     return spent
