@@ -73,9 +73,9 @@ def test_budgets_with_the_minimum_at_an_edge_are_refused_with_the_reason():
     best = points.groupby(budget)["params"].transform("median")
     cut = points[~((budget == 2) & (points["params"] > best)) & ~((budget == 5) & (points["params"] < best))]
     law = isoflop(cut)
-    assert [group["flops"] for group, _ in law.refused] == pytest.approx([BUDGETS[2], BUDGETS[5]])
-    assert "add values above" in law.refused[0][1]
-    assert "add values below" in law.refused[1][1]
+    assert [refused.group["flops"] for refused in law.refused] == pytest.approx([BUDGETS[2], BUDGETS[5]])
+    assert "add values above" in law.refused[0].reason
+    assert "add values below" in law.refused[1].reason
     assert [flops for flops, _ in law.optima] == pytest.approx(list(BUDGETS[[0, 1, 3, 4, 6]]))
     few = points[(budget <= 1) | (points["params"] > best)]
     with pytest.raises(FitRefused, match=r"2 of 7 budgets .* without one: the lowest loss is at the lowest"):

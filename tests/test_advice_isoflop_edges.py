@@ -15,7 +15,7 @@ A, CONSTANT = truth(SURFACE)
 def test_the_line_counts_a_minimum_at_an_edge_as_beyond_it_and_says_so() -> None:
     points = ladder(0.003, 2)
     law = isoflop(points)
-    reasons = [reason for _, reason in law.refused]
+    reasons = [refused.reason for refused in law.refused]
     assert len(law.optima) + len(reasons) == 7
     assert any("add values below. The line counts the best params as below" in reason for reason in reasons)
     columns = {**points, "flops": np.exp(np.round(np.log(6 * points["params"] * points["tokens"]), 6))}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from scalebench.advice.censored import Beyond, censored
-from scalebench.advice.optima import optimum_law, refused_to_list, regress, use_of, vertex_variances
+from scalebench.advice.optima import optimum_law, regress, vertex_variances
 from scalebench.advice.vertex import joint_optimum
 from scalebench.laws import FitRefused
 
@@ -137,8 +137,8 @@ def test_sweeps_with_the_best_at_an_edge_are_left_out_and_listed():
     points = sweeps(np.random.default_rng(3))
     points = points[~((points["params"] == SIZES[2]) & (points["learning_rate"] > 3.0 * SIZES[2] ** -0.35))]
     law = optimum_law(points)
-    assert [group for group, _ in law.refused] == [{"params": pytest.approx(SIZES[2])}]
-    assert "add values above" in law.refused[0][1]
+    assert [refused.group for refused in law.refused] == [{"params": pytest.approx(SIZES[2])}]
+    assert "add values above" in law.refused[0].reason
     assert law.exponents["params"] == pytest.approx(-0.35, rel=1e-9)
     assert len(law.optima) == 6
 
@@ -175,10 +175,10 @@ def test_an_optimum_at_the_edge_bends_the_law_towards_it():
     loss = 2 + 0.1 * np.log(grid / best[:, None]) ** 2
     points = pd.DataFrame({"params": np.repeat(SIZES[:6], 8), "learning_rate": np.tile(grid, 6), "loss": loss.ravel()})
     law, others = optimum_law(points), optimum_law(points[points["params"] < 0.99 * SIZES[5]])
-    ((group, reason),) = law.refused
-    assert group == {"params": pytest.approx(SIZES[5])}
-    assert "add values below. The line counts the best learning_rate as below 0.0141" in reason
-    assert (use_of(reason), refused_to_list(law.refused)[0]["counted"]) == ("counted as beyond its edge", True)
+    (refused,) = law.refused
+    assert refused.group == {"params": pytest.approx(SIZES[5])}
+    assert "add values below. The line counts the best learning_rate as below 0.0141" in refused.reason
+    assert (refused.use, law.to_dict()["refused"][0]["counted"]) == ("counted as beyond its edge", True)
     assert limit < others.predict(params=SIZES[5]) < 1.3 * limit
     assert law.predict(params=SIZES[5]) < 0.95 * others.predict(params=SIZES[5])
     assert law.prediction_interval(params=SIZES[5])[0] < others.prediction_interval(params=SIZES[5])[0]
@@ -189,9 +189,9 @@ def test_an_edge_that_noise_cannot_explain_does_not_bend_the_law():
     largest = points["params"] > 0.99 * SIZES[-1]
     lost = largest & (points["learning_rate"] == points["learning_rate"][largest].max())  # a loss that is no loss
     bent = optimum_law(points.assign(loss=points["loss"].where(~lost, 0.1)))
-    assert "add values above" in bent.refused[0][1]
-    assert "counts" not in bent.refused[0][1]
-    assert (use_of(bent.refused[0][1]), refused_to_list(bent.refused)[0]["counted"]) == ("left out", False)
+    assert "add values above" in bent.refused[0].reason
+    assert "counts" not in bent.refused[0].reason
+    assert (bent.refused[0].use, bent.to_dict()["refused"][0]["counted"]) == ("left out", False)
     assert bent.exponents == pytest.approx(optimum_law(points[~largest]).exponents, rel=1e-9)
 
 

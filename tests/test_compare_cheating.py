@@ -224,6 +224,41 @@ def test_work_left_to_other_threads_is_its_processor_time_after_the_call() -> No
     assert work_left_behind(compute, spent) is None
 
 
+class SimulatedProcess:
+    """A clock and processor time: earlier work takes half a core until `ends_s`, each call leaves `left_s` behind."""
+
+    def __init__(self, ends_s: float, left_s: float) -> None:
+        self.now_s, self.spent_s, self.ends_s, self.left_s, self.pending_s = 0.0, 0.0, ends_s, left_s, 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def process_time(self) -> float:
+        return self.spent_s
+
+    def sleep(self, duration_s: float) -> None:
+        self.spent_s += max(0.0, min(duration_s, self.ends_s - self.now_s)) / 2 + self.pending_s
+        self.now_s, self.pending_s = self.now_s + duration_s, 0.0
+
+    def call(self) -> dict[str, object]:
+        self.pending_s = self.left_s
+        return {}
+
+
+def test_earlier_work_is_waited_for_before_what_a_call_leaves_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = SimulatedProcess(ends_s=10.0, left_s=5e-3)
+    monkeypatch.setattr(draining, "time", process)
+    assert work_left_behind(process.call, 0.05) == pytest.approx(5e-3)
+    assert 10 <= process.now_s < 12
+
+
+def test_the_calls_share_one_budget_for_earlier_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = SimulatedProcess(ends_s=1e9, left_s=20e-3)
+    monkeypatch.setattr(draining, "time", process)
+    assert work_left_behind(process.call, 0.05) == pytest.approx(20e-3)  # beside what the earlier work takes
+    assert draining.SETTLE_S <= process.now_s < draining.SETTLE_S + 2
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 GPU_LIMITS = {

@@ -84,10 +84,10 @@ def test_a_run_that_ended_while_it_was_looked_at_keeps_how(tmp_path: Path, monke
     assert (run / "rows.json").read_text() == "its own"
 
 
-def begun(results: Path) -> Path:
+def begun(results: Path, operation: str = "norm") -> Path:
     """A run whose command ended before it measured anything."""
-    run = new_run(results, "norm")
-    write_json(run / "request.json", {"origin": "norm", "operation": "norm"})
+    run = new_run(results, operation)
+    write_json(run / "request.json", {"origin": operation, "operation": operation})
     (run / RUNNING).touch()
     (run / "process-0").mkdir()
     return run
@@ -102,6 +102,15 @@ def test_status_names_a_run_that_was_killed_before_its_first_measurement(command
     assert (code, json.loads(out)["comparisons_not_measured"]) == (0, [unmeasured])
     with FileLock(run / RUNNING).holding():  # it has not measured anything yet
         assert command("status", "r")[1] == ""
+
+
+def test_the_page_names_a_run_that_was_killed_before_its_first_measurement(command, tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    write_run(begun(tmp_path / "r", "attention"), [], pd.DataFrame({"time_s": []}), "deadline")
+    command("report", "r", "-o", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"<li>comparison norm: nothing measured; {run.name} ended before its first measurement: killed</li>" in page
+    assert "<li>comparison attention: nothing measured" in page
 
 
 def test_status_names_a_run_that_ended_by_itself_before_its_first_measurement(command, tmp_path: Path) -> None:

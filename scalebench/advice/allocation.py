@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.advice.optima import Refused, refused_to_list
+from scalebench.advice.optima import Refused
 from scalebench.advice.vertex import Optimum
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
@@ -98,7 +98,7 @@ class Allocation:
     method: str
     notes: tuple[str, ...]
     optima: tuple[tuple[float, Optimum], ...] = ()
-    refused: Refused = ()
+    refused: tuple[Refused, ...] = ()
     bias: Bias | None = None
 
     @property
@@ -169,7 +169,7 @@ class Allocation:
             "interval_method": self.method,
             "notes": list(self.notes),
             "optima": [{"flops": flops, **optimum.to_dict()} for flops, optimum in self.optima],
-            "refused": refused_to_list(self.refused),
+            "refused": [refused.to_dict() for refused in self.refused],
             "bias": None if self.bias is None else self.bias.to_dict(),
         }
 

@@ -8,7 +8,7 @@ an edge of its grid has no vertex; in the law its optimum counts as beyond that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,26 @@ from scalebench.advice.vertex import AtEdge, Optimum, joint_optimum
 from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
 
-# Groups without an optimum: their values by column, and why.
-Refused = tuple[tuple[dict[str, float], str], ...]
-Without = list[tuple[dict[str, float], FitRefused]]
+Without = list[tuple[dict[str, float], FitRefused]]  # groups without an optimum, and why
 Found = list[tuple[dict[str, float], tuple[Optimum, ...]]]  # groups with the joint optimum of the swept columns
 
 
-COUNTED = "The line counts the best"  # in the reason of a group whose optimum a line counts as beyond an edge
+@dataclass(frozen=True)
+class Refused:
+    """A group without an optimum: its values by column, why, and whether a line counts it as beyond its edge."""
 
+    group: dict[str, float]
+    reason: str
+    counted: bool
 
-def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
-    """JSON-safe: each group with its reason, and whether a line counts its optimum as beyond an edge."""
-    return [{"group": group, "reason": reason, "counted": COUNTED in reason} for group, reason in refused]
+    @property
+    def use(self) -> str:
+        """What the line makes of the group."""
+        return "counted as beyond its edge" if self.counted else "left out"
 
-
-def use_of(reason: str) -> str:
-    """Return what the line makes of a group without an optimum, by its reason."""
-    return "counted as beyond its edge" if COUNTED in reason else "left out"
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe: the fields by name."""
+        return asdict(self)
 
 
 def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
@@ -122,7 +125,7 @@ class OptimumLaw:
     constant: float
     exponents: dict[str, float]
     optima: tuple[tuple[dict[str, float], Optimum], ...]
-    refused: Refused
+    refused: tuple[Refused, ...]
     regression: LinearFit = field(repr=False, compare=False)
 
     def predict(self, **sizes: float) -> float:
@@ -159,7 +162,7 @@ class OptimumLaw:
             "intervals": {name: list(self.interval(name)) for name in ("constant", *self.exponents)},
             "degrees_of_freedom": self.regression.degrees_of_freedom,
             "optima": [{**group, **optimum.to_dict()} for group, optimum in self.optima],
-            "refused": refused_to_list(self.refused),
+            "refused": [refused.to_dict() for refused in self.refused],
         }
 
     def _row(self, sizes: Mapping[str, float]) -> Array:
@@ -209,21 +212,23 @@ def optimum_laws(
 
 def lines_through(
     by_group: Found, without: Without, optimised: Sequence[str], against: Sequence[str], *, weighted: bool = True
-) -> tuple[list[LinearFit], Refused]:
+) -> tuple[list[LinearFit], tuple[Refused, ...]]:
     """The line of each column `optimised` through its optima, and the groups without one with the reason.
 
     A line counts the optimum of a group that is at an edge as beyond it where noise can have brought it there, as its
     reason then says. `weighted=False` gives every group the same weight.
     """
     design = np.array([_row(group, against) for group, _ in by_group])
-    lines, reasons = [], {k: str(reason) for k, (_, reason) in enumerate(without)}
+    lines, refused = [], {k: Refused(group, str(reason), counted=False) for k, (group, reason) in enumerate(without)}
     for i, name in enumerate(optimised):
         optima = [joint[i] for _, joint in by_group]
         variances = vertex_variances(optima, design) if weighted else np.ones(len(optima))
         line, counted = _line(design, optima, variances, _edges(without, against, i))
         lines.append(line)
-        reasons |= {k: f"{edge}. {COUNTED} {name} as {edge.beyond}" for k, edge in counted.items()}
-    return lines, tuple((group, reasons[k]) for k, (group, _) in enumerate(without))
+        for k, edge in counted.items():
+            reason = f"{edge}. The line counts the best {name} as {edge.beyond}"
+            refused[k] = replace(refused[k], reason=reason, counted=True)
+    return lines, tuple(refused.values())
 
 
 def _row(group: Mapping[str, float], against: Sequence[str]) -> Array:

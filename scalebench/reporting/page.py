@@ -22,12 +22,12 @@ from scalebench.reporting.sections.operations import operations_of
 from scalebench.reporting.svg import canvas, quiet
 from scalebench.reporting.views import Caption, as_json
 from scalebench.store import StoreError, write_output
-from scalebench.store.comparisons import Comparisons
+from scalebench.store.comparisons import Comparisons, latest_unmeasured
 
 HERE = Path(__file__).parent
 # Of all embedded CSV files together, and of all JSON files: the page stays below 5 MB.
 SCRIPTS = ("scales.js", "explore.js", "links.js", "report.js")  # embedded in the page, and run in this order
-LANDMARKS = ("Overview", "Damaged files")  # of the page beside its sections
+LANDMARKS = ("Overview", "Comparisons without a measurement", "Damaged files")  # of the page beside its sections
 NOT_IN_IDS = re.compile("[^a-z0-9_]+")
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
@@ -53,6 +53,7 @@ def render_page(
             heading=heading,
             overview=overview,
             sections=views,
+            unmeasured=latest_unmeasured(compared) if compared else (),
             damaged=(*damaged, *(compared.damaged if compared else ())),
             css=css,
             js=Markup().join(scripts),

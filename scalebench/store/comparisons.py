@@ -54,6 +54,12 @@ class Unmeasured:
         """Return the one that the folder of a run names."""
         return cls(run.parents[1].name.removeprefix(PREFIX), run.name, ended)
 
+    def __str__(self) -> str:
+        return (
+            f"comparison {self.operation}: nothing measured; "
+            f"{self.run} ended before its first measurement: {self.ended}"
+        )
+
 
 @dataclass(frozen=True)
 class Comparisons:

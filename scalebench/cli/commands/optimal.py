@@ -13,7 +13,7 @@ from scalebench.advice import Counting, conventions, envelope, isoflop, parametr
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
-from scalebench.advice.optima import use_of
+from scalebench.advice.optima import Refused
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
@@ -212,13 +212,13 @@ def _remarks(allocated: Sequence[Allocation], refused: Mapping[int, str]) -> lis
 
 def _without_optimum(allocation: Allocation) -> list[str]:
     """Return one line for each kind of reason, with the number of further groups; `--json` has all of them."""
-    kinds: dict[str, list[tuple[dict[str, float], str]]] = {}
-    for group, reason in allocation.refused:
-        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", reason), []).append((group, reason))
+    kinds: dict[str, list[Refused]] = {}
+    for refused in allocation.refused:
+        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", refused.reason), []).append(refused)
     lines = []
-    for (group, reason), *more in kinds.values():
+    for first, *more in kinds.values():
         others = f" and {len(more)} more" if more else ""
-        lines.append(f"approach {allocation.approach}, {_group(group)}{others}: {use_of(reason)}: {reason}")
+        lines.append(f"approach {allocation.approach}, {_group(first.group)}{others}: {first.use}: {first.reason}")
     return lines
 
 

@@ -142,10 +142,7 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     ]
     early = latest(compared.frame).dropna(subset="run_ended").drop_duplicates("run")
     lines += [f"{row.operation!s}/{row.run!s} ended early: {row.run_ended!s}" for row in early.itertuples()]
-    lines += [
-        f"comparison {run.operation}: nothing measured; {run.run} ended before its first measurement: {run.ended}"
-        for run in latest_unmeasured(compared)
-    ]
+    lines += map(str, latest_unmeasured(compared))
     for row in went_wrong(latest(compared.frame)).itertuples():
         why = row.error_message if row.status != "ok" else f"wrong: {row.error_note!s}"
         lines.append(f"{row.operation!s}/{row.case!s} {row.provider!s} {row.status!s}: {why!s}")

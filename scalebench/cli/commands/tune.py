@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalebench.advice.optima import use_of
 from scalebench.analysis.sweep import diverged_line, optimum_laws_of
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError, number_of
@@ -81,5 +80,6 @@ def _print_optima(laws: Sequence[OptimumLaw]) -> None:
         for i, (group, optimum) in enumerate(first.optima)
     ]
     table("", (*first.exponents, *(f"best {law.optimised}" for law in laws), "loss", "points"), rows, text_columns=0)
-    for group, reason in first.refused:
-        say(f"{', '.join(f'{name} {quantity(value)}' for name, value in group.items())}: {use_of(reason)}: {reason}")
+    for refused in first.refused:
+        sizes = ", ".join(f"{name} {quantity(value)}" for name, value in refused.group.items())
+        say(f"{sizes}: {refused.use}: {refused.reason}")
