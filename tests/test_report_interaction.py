@@ -9,6 +9,8 @@ import pytest
 from browser_support import hard_study, opened, probe
 from report_support import page_text
 
+from scalebench.reporting.page import LIVE_S, render_page
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -226,3 +228,25 @@ def test_a_link_that_is_no_link_of_the_page_changes_nothing(browser, page: Path,
     with opened(browser, page, fragment) as tab:
         assert tab.evaluate(PLACES)["off"] == ["log y"]
         assert tab.evaluate("document.querySelectorAll('.drawing script').length") == 0
+
+
+# --- a page of trials that are still running -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_live_page_loads_itself_again_until_somebody_uses_it(browser, tmp_path: Path, used: bool) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render_page([], live=True))
+    with opened(browser, path) as tab:
+        tab.clock.install()
+        tab.reload()
+        assert f"every {LIVE_S} s" in tab.text_content("#live")
+        path.write_text(render_page([]))  # the run has ended
+        if used:
+            tab.keyboard.press("Tab")
+            assert "Load it again" in tab.text_content("#live")
+        tab.clock.run_for(1000 * (LIVE_S - 1))
+        assert tab.locator("#live").count() == 1
+        tab.clock.run_for(2000)
+        tab.wait_for_load_state()
+        assert tab.locator("#live").count() == used

@@ -142,7 +142,11 @@ def run(
         Parameter(negative=(), help="First run the studies that STUDY starts from ([from]), with their weights kept."),
     ] = False,
     report: Annotated[
-        bool, Parameter(negative=(), help="Keep RESULTS/<study>/report.html current while trials finish.")
+        bool,
+        Parameter(
+            negative=(),
+            help="Keep RESULTS/<study>/report.html current while trials finish; an open page loads itself again.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> int:

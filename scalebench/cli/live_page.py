@@ -27,10 +27,10 @@ class LivePage:
     def refresh(self) -> None:
         """Write the page where trials have finished since, unless it was written a moment ago."""
         if self._behind and time.monotonic() >= self._next_s:
-            self.write()
+            self.write(live=True)
 
-    def write(self) -> None:
-        """Write the page of what is finished now."""
+    def write(self, *, live: bool = False) -> None:
+        """Write the page of what is finished now; one that is ``live`` loads itself again."""
         from scalebench.analysis.study import analyse_all, damaged_elsewhere
         from scalebench.reporting import write
         from scalebench.running.dials import count_dial
@@ -38,6 +38,6 @@ class LivePage:
         self._behind = False
         begun = time.monotonic()  # imports take seconds, but once
         results = store.read_results(self.study_dir)
-        write(analyse_all(results, count_dial), self.path, damaged_elsewhere(results))
+        write(analyse_all(results, count_dial), self.path, damaged_elsewhere(results), live=live)
         ended = time.monotonic()
         self._next_s = ended + max(LEAST_S, REST * (ended - begun))

@@ -45,15 +45,16 @@ def render(results: Results, compared: Comparisons | None = None) -> str:
 
 
 def write(
-    studies: Sequence[StudyAnalysis], output: Path, damaged: Sequence[str] = (), compared: Comparisons | None = None
-) -> Path:
+    studies: Sequence[StudyAnalysis], output: Path, damaged: Sequence[str] = (), compared: Comparisons | None = None,
+    *, live: bool = False,
+) -> Path:  # fmt: skip
     """Write the page on analysed studies and comparisons to ``output`` and return it. Raises ``StoreError``.
 
-    ``damaged`` are lines on files that belong to no study.
+    ``damaged`` are lines on files that belong to no study. A ``live`` page, of a run that goes on, loads itself again.
     """
     from scalebench.reporting import page
 
-    return page.write_page(page.render_page(studies, damaged, compared), output)
+    return page.write_page(page.render_page(studies, damaged, compared, live=live), output)
 
 
 def picture(study: StudyAnalysis, output: Path) -> Path:

@@ -29,16 +29,18 @@ HERE = Path(__file__).parent
 SCRIPTS = ("scales.js", "explore.js", "links.js", "report.js")  # embedded in the page, and run in this order
 LANDMARKS = ("Overview", "Comparisons without a measurement", "Damaged files")  # of the page beside its sections
 NOT_IN_IDS = re.compile("[^a-z0-9_]+")
+LIVE_S = 30  # after which a page of trials that are still running is loaded again
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
 
 @quiet()
 def render_page(
-    studies: Sequence[StudyAnalysis], damaged: Sequence[str] = (), compared: Comparisons | None = None
-) -> str:
+    studies: Sequence[StudyAnalysis], damaged: Sequence[str] = (), compared: Comparisons | None = None,
+    *, live: bool = False,
+) -> str:  # fmt: skip
     """Return the page on analysed studies and on comparisons; the same results give the same bytes.
 
-    ``damaged`` are lines on files that belong to no study.
+    ``damaged`` are lines on files that belong to no study. A ``live`` page, of a run that goes on, loads itself again.
     """
     views = list(build("study", studies))
     overview = build_overview(studies, views) if len(views) > 1 else None
@@ -51,6 +53,7 @@ def render_page(
         .get_template("page.html.j2")
         .render(
             heading=heading,
+            live_s=LIVE_S if live else None,
             overview=overview,
             sections=views,
             unmeasured=latest_unmeasured(compared) if compared else (),

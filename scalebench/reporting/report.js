@@ -255,7 +255,20 @@ function offerPrint(print) {
   print.hidden = false;
 }
 
+// A page of trials that are still running. Who uses it keeps what they opened, sorted and scrolled to.
+function loadAgain(seconds) {
+  const note = document.querySelector("#live span");
+  note.textContent = ` It loads itself again every ${seconds} s until you use it.`;
+  const timer = setTimeout(() => location.reload(), 1000 * seconds);
+  const stay = () => {
+    clearTimeout(timer);
+    note.textContent = " Load it again for newer results.";
+  };
+  for (const use of ["pointerdown", "keydown", "wheel"]) addEventListener(use, stay, { once: true, passive: true });
+}
+
 recall();
+if (document.body.dataset.liveS) loadAgain(Number(document.body.dataset.liveS));
 offerTheme(document.getElementById("theme"));
 offerPrint(document.getElementById("print"));
 document.querySelectorAll("table.sortable").forEach(offerSorting);
