@@ -180,6 +180,10 @@ def test_tune_names_the_diverged_trials_that_bound_a_sweep(command, tmp_path: Pa
         "sweep: 14 diverged trials left out, with learning_rate from 1 to 3: where the best value is at an edge" in err
     )
     assert "left out" not in command("tune", "sweep", "--where", "learning_rate < 1")[2]
+    for name in ("trials.csv", "trials.parquet"):
+        assert command("export", "sweep", "-o", name)[0] == 0
+        assert err.replace("sweep: ", f"{name}: ") == command("tune", name)[2]
+        assert "left out" not in command("tune", name, "--where", "learning_rate < 1")[2]
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from scalebench.advice.settings import REPLICATES, setting_line, unmodelled
 from scalebench.analysis.replicates import SETTINGS
 from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS, numeric
 from scalebench.errors import InputError, number_of, unknown
-from scalebench.points.files import holds_trials, is_results, open_table
+from scalebench.points.files import all_trials, holds_trials, is_results, open_table
 from scalebench.points.table import read_columns, read_texts, select_rows
-from scalebench.store import of_plans, read_results
+from scalebench.store import read_results
 
 OF_MACHINES = ("machine_id", "device_name")  # what these change is the time, not the best value
 
@@ -54,10 +54,10 @@ def optimum_laws_of(
 
 
 def diverged_line(path: Path, optimised: Sequence[str], where: str | None = None) -> str:
-    """Return a line on the diverged trials of a results folder, which are in no sweep; "" if there are none."""
-    if not is_results(path):
+    """Return a line on the diverged trials of results or of an export, which are in no sweep; "" if there are none."""
+    if (recorded := all_trials(path)) is None:
         return ""
-    trials = select_rows(path, of_plans(read_results(path)).frame, where)
+    trials = select_rows(path, recorded, where)
     diverged = trials[trials["status"] == "diverged"]
     values = {name: numeric(diverged, name).dropna() for name in optimised}
     ranges = [

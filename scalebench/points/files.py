@@ -75,6 +75,16 @@ def holds_trials(path: Path) -> bool:
         return is_export(_open_as_stored(path))
 
 
+def all_trials(path: Path) -> pd.DataFrame | None:
+    """Return the trials of a results folder or of an export of one, whatever their status; None for another path."""
+    if is_results(path):
+        return of_plans(read_results(path)).frame
+    if not holds_trials(path):
+        return None
+    table = _open_as_stored(path)
+    return pd.concat([batch.to_pandas() for batch in table.batches(table.names)], ignore_index=True)
+
+
 def is_export(table: Table) -> bool:
     """Whether a table has the columns of trials that `scalebench export` writes."""
     return {"trial_id", *VALIDITY} <= {*table.names}
