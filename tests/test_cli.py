@@ -96,6 +96,8 @@ def test_export_writes_both_formats(command, finished: Path, tmp_path: Path) -> 
     assert len(table) == len(same) == 4
     assert set(table["status"]) == {"ok", "unsupported"}
     assert table["precision"].value_counts().to_dict() == {"float32": 2, "float16": 2}
+    sizes = table[table["status"] == "unsupported"]["params_non_embedding"]
+    assert sorted(sizes) == sorted(table[table["status"] == "ok"]["params_non_embedding"])  # it was planned
     assert command("export", finished, "-o", "out.xlsx")[0] == 2
 
 

@@ -22,7 +22,7 @@ from scalebench.study.axes import tables_of
 from scalebench.study.causes import study_error
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
-from scalebench.workloads.base import Cost, Request, unserved
+from scalebench.workloads.base import Cost, Request, count_columns, unserved
 from scalebench.workloads.heads import task_of
 
 
@@ -250,6 +250,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "parent_study": parent and parent.study,
         "parent_weights_sha256": parent and parent.identity.weights_sha256,
         "parent_flops": parent and parent.flops,
+        **count_columns(planned.counts),  # a trial that fails has its size, too
     }
     return {
         "study": study.name,

@@ -54,6 +54,11 @@ TRIAL_COLUMNS = (
 )
 
 
+def count_columns(counts: Counts) -> dict[str, Any]:
+    """Return the columns of a model's size."""
+    return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
+
+
 class Configure(Protocol):
     """Returns the family's Config for a sequence length, and what it costs."""
 

@@ -10,14 +10,9 @@ from scalekernels import Unsupported, unavailable_reason
 from torch import nn
 
 from scalebench.data import Data, open_data
-from scalebench.families import FAMILIES, Counts, check_unchanged
+from scalebench.families import FAMILIES, check_unchanged
 from scalebench.study import Trial
 from scalebench.workloads.base import KERNELS, unserved
-
-
-def count_columns(counts: Counts) -> dict[str, Any]:
-    """Return the columns of a model's size."""
-    return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
 
 
 def usable_device(trial: Trial) -> torch.device:

@@ -19,11 +19,11 @@ from scalebench.families import FAMILIES
 from scalebench.measure import memory
 from scalebench.measure.energy import EnergyMeter
 from scalebench.study import Trial
+from scalebench.workloads.base import count_columns
 from scalebench.workloads.building import (
     build_model,
     compile_model,
     configuration,
-    count_columns,
     planned_data,
     usable_device,
 )

@@ -13,7 +13,8 @@ from scalebench.families import FAMILIES
 from scalebench.measure.memory import weight_bytes
 from scalebench.study import Trial
 from scalebench.tasks import Task
-from scalebench.workloads.building import build_model, configuration, count_columns, planned_data, usable_device
+from scalebench.workloads.base import count_columns
+from scalebench.workloads.building import build_model, configuration, planned_data, usable_device
 from scalebench.workloads.effect import effect_columns, loss_columns, model_inputs, remember
 from scalebench.workloads.loop import validate
 from scalebench.workloads.quantize_convert import Conversion, OneType, convert, is_quantized

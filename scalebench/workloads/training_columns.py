@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scalebench.families import Counts
 from scalebench.measure.clock import warm_mask
 from scalebench.tasks import Task
-from scalebench.workloads.base import step_flops
-from scalebench.workloads.building import count_columns
+from scalebench.workloads.base import count_columns, step_flops
 from scalebench.workloads.training_spec import TrainSpec
 
 if TYPE_CHECKING:
