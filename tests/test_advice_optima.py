@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from scalebench.advice.censored import Beyond, censored
-from scalebench.advice.optima import optimum_law, regress, vertex_variances
+from scalebench.advice.optima import optimum_law
+from scalebench.advice.regression import regress, vertex_variances
 from scalebench.advice.vertex import joint_optimum
 from scalebench.laws import FitRefused
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scalebench.advice.allocation import Allocation, Bias, Counting, count
-from scalebench.advice.optima import Found, LinearFit, Without, lines_through, sweep_optima
+from scalebench.advice.optima import Found, Without, lines_through, sweep_optima
+from scalebench.advice.regression import LinearFit
 from scalebench.advice.vertex import AtEdge
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
 from scalebench.laws.fit import Fit, fit

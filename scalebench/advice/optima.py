@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from scalebench.advice.censored import Beyond, censored
+from scalebench.advice.regression import LinearFit, regress, vertex_variances
 from scalebench.advice.vertex import AtEdge, Optimum, joint_optimum
 from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
@@ -24,12 +25,25 @@ Found = list[tuple[dict[str, float], tuple[Optimum, ...]]]  # groups with the jo
 
 
 @dataclass(frozen=True)
+class Edge:
+    """The best value of `column` lies "above" or "below" (`side`) `limit`, a value of that column."""
+
+    column: str
+    side: str
+    limit: float
+
+
+@dataclass(frozen=True)
 class Refused:
-    """A group without an optimum: its values by column, why, and whether a line counts it as beyond its edge."""
+    """A group without an optimum: its values by column, why, and the `edge` beyond which the optimum lies, if any.
+
+    `counted` is whether a line counts the optimum as beyond that edge.
+    """
 
     group: dict[str, float]
     reason: str
-    counted: bool
+    edge: Edge | None
+    counted: bool = False
 
     @property
     def use(self) -> str:
@@ -39,77 +53,6 @@ class Refused:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe: the fields by name."""
         return asdict(self)
-
-
-def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
-    """Relative variance of each ln x*, [n]: noise pooled over the groups times each squared gain, plus a common part.
-
-    The common part is the scatter of the vertices about the line through `design` [n, k] beyond that noise (moment
-    estimate of DerSimonian and Laird 1986); with Student-t quantiles of the scatter the intervals are those of Hartung
-    and Knapp 2001. Without spare points the noise is unknown and the gains alone set the weights.
-    """
-    spare = sum(o.degrees_of_freedom for o in optima)
-    noise = sum(o.residual_squares for o in optima) / spare if spare else 0.0
-    gains = np.array([o.gain**2 for o in optima])
-    target = np.log([o.x for o in optima])
-    if noise * gains.max() < 1e-20 or len(optima) <= design.shape[1]:
-        return gains
-    weights = 1 / (noise * gains)
-    rows = design * np.sqrt(weights)[:, None]
-    residuals = target - design @ np.linalg.lstsq(rows, target * np.sqrt(weights), rcond=None)[0]
-    hat = np.linalg.pinv(rows.T @ rows) @ (design * weights[:, None] ** 2).T @ design
-    excess = (weights * residuals**2).sum() - (len(optima) - design.shape[1])
-    return np.asarray(noise * gains + max(0.0, excess / (weights.sum() - np.trace(hat))))
-
-
-@dataclass(frozen=True, eq=False)
-class LinearFit:
-    """Weighted least squares of a target on rows of a design; `scatter` is the weighted residual mean square."""
-
-    coefficients: Array
-    inverse: Array  # of the weighted normal matrix
-    scatter: float
-    degrees_of_freedom: int
-
-    @property
-    def covariance(self) -> Array:
-        """Covariance of the coefficients."""
-        return self.inverse * self.scatter
-
-    def interval(self, row: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-        """Student-t interval of row @ coefficients."""
-        from scipy.special import stdtrit  # lazily: scipy.stats takes a second to import
-
-        regressors = np.asarray(row, dtype=np.float64)
-        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(regressors @ self.covariance @ regressors)
-        return float(regressors @ self.coefficients - half), float(regressors @ self.coefficients + half)
-
-    def draws(self, n: int, seed: int) -> Array:
-        """Coefficients of `n` simulated studies, [n, k], multivariate t: the parametric bootstrap of a line."""
-        rng = np.random.default_rng(seed)
-        freedom = self.degrees_of_freedom
-        inflation = np.sqrt(freedom / rng.chisquare(freedom, size=(n, 1)))
-        noise = rng.standard_normal((n, len(self.inverse))) @ np.linalg.cholesky(self.inverse).T
-        return np.asarray(self.coefficients + inflation * np.sqrt(self.scatter) * noise)
-
-
-def regress(design: Array, target: Array, variances: Array) -> LinearFit:
-    """Weighted regression of target [n] on design [n, k]. `variances` [n] are relative, the scatter sets the scale.
-
-    Raises FitRefused unless there are more rows than coefficients and the rows determine them.
-    """
-    n, k = design.shape
-    if n <= k:
-        raise FitRefused(f"{n} optima for a line of {k} coefficients; an interval needs at least {k + 1}: add sizes")
-    root = 1 / np.sqrt(variances)
-    centred = design[:, 1:] - np.average(design[:, 1:], axis=0, weights=root**2)
-    if np.linalg.matrix_rank(centred, tol=1e-3 * max(1.0, np.abs(centred).max())) < k - 1:
-        raise FitRefused(f"the sizes of {n} optima do not determine {k - 1} exponents; vary each at a fixed other")
-    rows = design * root[:, None]
-    coefficients = np.linalg.lstsq(rows, target * root, rcond=None)[0]
-    scatter = ((rows @ coefficients - target * root) ** 2).sum() / (n - k)
-    inverse = np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64)
-    return LinearFit(np.asarray(coefficients, dtype=np.float64), inverse, float(scatter), n - k)
 
 
 @dataclass(frozen=True)
@@ -219,7 +162,7 @@ def lines_through(
     reason then says. `weighted=False` gives every group the same weight.
     """
     design = np.array([_row(group, against) for group, _ in by_group])
-    lines, refused = [], {k: Refused(group, str(reason), counted=False) for k, (group, reason) in enumerate(without)}
+    lines, refused = [], dict(enumerate(_refused(*each, optimised) for each in without))
     for i, name in enumerate(optimised):
         optima = [joint[i] for _, joint in by_group]
         variances = vertex_variances(optima, design) if weighted else np.ones(len(optima))
@@ -229,6 +172,13 @@ def lines_through(
             reason = f"{edge}. The line counts the best {name} as {edge.beyond}"
             refused[k] = replace(refused[k], reason=reason, counted=True)
     return lines, tuple(refused.values())
+
+
+def _refused(group: dict[str, float], reason: FitRefused, optimised: Sequence[str]) -> Refused:
+    edge = None
+    if isinstance(reason, AtEdge):
+        edge = Edge(optimised[reason.column], "above" if reason.side > 0 else "below", float(np.exp(reason.limit)))
+    return Refused(group, str(reason), edge)
 
 
 def _row(group: Mapping[str, float], against: Sequence[str]) -> Array:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from scalebench.cli import completions
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
-from scalebench.cli.options import Bytes, File, Json, Law, Number, Points, Quantity, Seconds, Where, Whole
+from scalebench.cli.options import Bytes, File, Json, Law, Number, Plot, Points, Quantity, Seconds, Where, Whole
 
 Inputs = Annotated[
     list[str],
@@ -62,6 +62,7 @@ def fit(
     last: Annotated[bool, Parameter(negative=())] = False,
     backtest: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[File | None, Parameter(["--output", "-o"], show_default=False)] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> int:
     """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
@@ -95,7 +96,7 @@ def fit(
     options["fixed"] = fitting.assigned("--fix", fix)
     by_role = columns.passed() | fitting.assigned("--column", other_columns, text=True)
     refits = fitting.bootstrap_refits(bootstrap, method)
-    shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "as_json": as_json}
+    shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "plot": plot, "as_json": as_json}
     return fitting.run_fit(points, law, by_role, where, options, refits, **shown)
 
 
@@ -161,6 +162,7 @@ def optimal(
     count_flops: Literal["6ND", "exact"] = "6ND",
     columns: CountedColumns = CountedColumns(),  # noqa: B008 - frozen
     where: Where = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> int:
     """Compute-optimal model size and tokens, N*(C) and D*(C), by three approaches and each counting convention.
@@ -183,13 +185,13 @@ def optimal(
 
     others = {"--approach": approach != "all", "--count-params": count_params != "total",
               "--count-flops": count_flops != "6ND", "--unique-tokens-column": columns.unique_tokens_column is not None,
-              "--run-column": columns.run_column is not None}  # fmt: skip
+              "--run-column": columns.run_column is not None, "--plot": plot is not None}  # fmt: skip
     command.check_combination([name for name, passed in others.items() if passed], approach, unique_tokens)
     if unique_tokens is not None:
         return command.run_repeated(points, columns.passed(), where, unique_tokens, budget, as_json=as_json)
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)
-    return command.run_optimal(points, columns.passed(), where, approaches, budget, counting, as_json=as_json)
+    return command.run_optimal(points, columns.passed(), where, approaches, budget, counting, plot, as_json=as_json)
 
 
 def next_(
@@ -270,6 +272,7 @@ def tune(
     replicates: str = "seed",
     where: Where = None,
     at: Annotated[str | None, Parameter(show_default=False)] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> int:
     """How the best learning rate (or batch size, or any swept column) scales with model size.
@@ -291,4 +294,4 @@ def tune(
     from scalebench.cli.commands.tune import run_tune
 
     swept, names, repeats = map(_names, (optimised, against, replicates))
-    return run_tune(points, swept, names, loss_column, repeats, where, _numbers("--at", at), as_json=as_json)
+    return run_tune(points, swept, names, loss_column, repeats, where, _numbers("--at", at), plot, as_json=as_json)

@@ -83,6 +83,10 @@ Where = Annotated[
     str | None,
     Parameter(show_default=False, help='Keep only rows that match this expression, such as "N > 1e7".'),
 ]
+Plot = Annotated[
+    Path | None,
+    Parameter(show_default=False, converter=_path, help="Draw the points and the law into this file: PNG, SVG or PDF."),
+]
 Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
 Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
 Seconds = Annotated[float | None, Parameter(show_default=False, converter=_seconds)]  # 0.002, 2ms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import sections
 from scalebench.reporting.overview import build_overview
+from scalebench.reporting.pictures import save
 from scalebench.reporting.quantities import printable
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
@@ -125,10 +125,4 @@ def draw_picture(study: StudyAnalysis, output: Path) -> Path:
         if not isinstance(caption, Caption):
             marks.axes.set_axis_off()
             marks.axes.text(0, 1, caption or "nothing was measured", wrap=True, va="top")
-        picture = io.BytesIO()
-        marks.figure.savefig(picture, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    try:
-        write_output(output, picture.getvalue())
-    except OSError as error:
-        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
-    return output
+        return save(marks, output)

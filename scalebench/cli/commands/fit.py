@@ -21,6 +21,8 @@ from scalebench.points.numerals import number
 from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
 from scalebench.points.table_warnings import run_column
+from scalebench.reporting.figures.points import fit_figure
+from scalebench.reporting.pictures import check_plot, draw_plot
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, check_output, json_safe, write_output
 
@@ -67,14 +69,16 @@ def run_fit(
     last: bool,
     backtest: bool,
     output: Path | None,
+    plot: Path | None,
     as_json: bool,
 ) -> int:
-    """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
+    """Fit a law, print it as a table or as JSON; write the JSON and draw the law if requested; return the exit code."""
     if options["delta"] != DEFAULT_DELTA and options["loss"] in WIDTHS:
         raise InputError([f"--delta {options['delta']:g}: --loss {options['loss']} has no delta; leave it out"])
     if output is not None:
         with _named(output):
             check_output(output)
+    check_plot(plot)
     columns, last_of = by_configuration(points, columns, last=last)
     law, choice = choose_law(points, law, columns, where, options, last_of)
     fitted, table = fit_points(points, law, columns, where, options, refits, last_of)
@@ -90,6 +94,7 @@ def run_fit(
     if output is not None:
         with _named(output):
             write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
+    draw_plot(lambda marks: fit_figure(marks, fitted), plot)
     if as_json:
         print_json("fit", document)
         return 0
@@ -99,8 +104,7 @@ def run_fit(
     if tested is not None:
         print_backtest(tested)
         print_distances(document["backtest_by_distance"])
-    if output is not None:
-        say_exactly(f"written: {output}")
+    say_exactly(*(f"written: {path}" for path in (output, plot) if path is not None))
     return 0
 
 

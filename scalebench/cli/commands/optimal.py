@@ -14,7 +14,7 @@ from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
 from scalebench.advice.optima import Refused
-from scalebench.cli.output import print_json, say, table, warn
+from scalebench.cli.output import print_json, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
@@ -24,6 +24,8 @@ from scalebench.points.fit_file import check_columns, open_fit
 from scalebench.points.roles import RUN, read_roles
 from scalebench.points.table import unit_notes
 from scalebench.points.warnings import point_warnings
+from scalebench.reporting.figures.points import allocation_figure
+from scalebench.reporting.pictures import check_plot, draw_plot
 from scalebench.reporting.quantities import bounded, quantity
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def check_combination(passed: Collection[str], approach: str, unique_tokens: flo
     """Raise ``InputError`` for options in ``passed`` that the others leave without effect."""
     if unique_tokens is not None:
         reason = "has no effect with --unique-tokens, which fits one law that counts C as 6ND"
-        wrong = {"--approach", "--count-params", "--count-flops", "--run-column"}
+        wrong = {"--approach", "--count-params", "--count-flops", "--run-column", "--plot"}
     else:
         reason = "is for --unique-tokens or, if it names runs, for approach 1"
         wrong = {"--unique-tokens-column", *(() if approach in ("1", "all") else ("--run-column",))}
@@ -65,11 +67,13 @@ def run_optimal(
     approaches: Sequence[int],
     budgets: Sequence[float],
     counting: Counting,
+    plot: Path | None,
     *,
     as_json: bool,
 ) -> int:
-    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none."""
+    """Print N*(C) and D*(C) by each approach that the points allow, and draw them if requested; exit code 2 if none."""
     _check_budgets(budgets)
+    check_plot(plot)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
     allocated, refused = allocations(points, approaches, counting)
@@ -78,12 +82,15 @@ def run_optimal(
     levels = list(budgets) or [_largest(path, points, counting)]
     settled = 3 not in refused and all(_optimum_at(each, levels[-1])["determined"] for each in allocated)
     by_convention = conventions(points, levels[-1]) if settled else []
+    plot = plot if allocated else None
+    draw_plot(lambda marks: allocation_figure(marks, allocated, budgets, count(points, counting)["flops"]), plot)
     if as_json:
         print_json("optimal", _document(allocated, refused, levels, by_convention))
     else:
         _print(allocated, refused, levels, counting)
         if by_convention:
             _print_conventions(by_convention, levels[-1])
+        say_exactly(*(f"written: {path}" for path in (plot,) if path is not None))
     return 0 if allocated else 2
 
 

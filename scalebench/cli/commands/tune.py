@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench.analysis.sweep import diverged_line, optimum_laws_of
-from scalebench.cli.output import print_json, say, table, warn
+from scalebench.cli.output import print_json, say, say_exactly, table, warn
 from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused
+from scalebench.reporting.figures.points import optima_figure
+from scalebench.reporting.pictures import check_plot, draw_plot
 from scalebench.reporting.quantities import bounded, quantity, significant
 
 if TYPE_CHECKING:
@@ -26,10 +28,17 @@ def run_tune(
     replicates: Sequence[str],
     where: str | None,
     sizes: Mapping[str, float],
+    plot: Path | None,
     *,
     as_json: bool,
 ) -> int:
-    """Print the law of the best value of each swept column, and the best values at the requested sizes."""
+    """Print the law of the best value of each swept column, and the best values at the requested sizes.
+
+    Draws them into ``plot`` if that is a file.
+    """
+    check_plot(plot)
+    if plot is not None and len(against) != 1:
+        raise InputError([f"--plot: draws against one size; --against names {' and '.join(against)}"])
     if line := diverged_line(path, optimised, where):
         warn(line)
     try:
@@ -37,6 +46,7 @@ def run_tune(
         predicted = [(law.predict(**sizes), *law.prediction_interval(**sizes)) for law in laws] if sizes else []
     except FitRefused as refusal:
         raise InputError([f"{path}: {refusal}"]) from refusal
+    draw_plot(lambda marks: optima_figure(marks, laws, sizes.get(against[0])), plot)
     if as_json:
         documents = [law.to_dict() | {"at": None} for law in laws]
         for document, (value, low, high) in zip(documents, predicted, strict=False):
@@ -52,6 +62,7 @@ def run_tune(
     for law, prediction in zip(laws, predicted, strict=False):
         best, interval = bounded(*prediction)
         say(f"at {place}: {law.optimised} {best}, 95 % interval {interval}")
+    say_exactly(*(f"written: {path}" for path in (plot,) if path is not None))
     return 0
 
 
