@@ -11,7 +11,7 @@ The steps in Python, each result a plain value::
     scalebench.report(["results"], "report.html")
 
 ``scalebench.compare("attention")`` compares the implementations of an operation; ``predict``, ``optimal``,
-``next_trial``, ``worth`` and ``tune`` do what the commands of these names do.
+``next_trial``, ``worth`` and ``tune`` do what the commands of these names do; ``plot`` draws what they fit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, tune, worth
     from scalebench.comparison import compare
+    from scalebench.reporting.plots import plot
     from scalebench.running.pages import report
     from scalebench.running.planning import load_study, plan
     from scalebench.running.sweep import run
 
 __all__ = [
-    "compare", "fit", "load_fit", "load_results", "load_study", "next_trial", "optimal", "plan", "predict", "report",
-    "run", "tune", "worth",
+    "compare", "fit", "load_fit", "load_results", "load_study", "next_trial", "optimal", "plan", "plot", "predict",
+    "report", "run", "tune", "worth",
 ]  # fmt: skip
 
 # Delayed imports, here and everywhere: a package that offers names of its modules without importing them has a table
@@ -40,6 +41,7 @@ _HOME = {
     "compare": "scalebench.comparison",
     "load_study": "scalebench.running.planning",
     "plan": "scalebench.running.planning",
+    "plot": "scalebench.reporting.plots",
     "report": "scalebench.running.pages",
     "run": "scalebench.running.sweep",
     **dict.fromkeys(

@@ -32,7 +32,7 @@ def results(folder: Path) -> Results:
 
 def test_dir_shows_the_api_and_every_name_is_there() -> None:
     names = {"run", "plan", "fit", "report", "compare", "predict", "optimal", "next_trial", "worth", "tune"}
-    names |= {"load_study", "load_results", "load_fit"}
+    names |= {"load_study", "load_results", "load_fit", "plot"}
     assert names == set(dir(scalebench)) - {"__version__"}
     assert all(callable(getattr(scalebench, name)) and getattr(scalebench, name).__doc__ for name in names)
     with pytest.raises(AttributeError, match="known: "):

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
+import scalebench
 from scalebench.advice import isoflop
 from scalebench.advice.allocation import Allocation, Counting
 from scalebench.advice.optima import optimum_laws
-from scalebench.laws import Refits, fit
+from scalebench.errors import InputError
+from scalebench.laws import fit
 from scalebench.laws.fit import Fit
 from scalebench.reporting.figures.points import allocation_figure, fit_figure, optima_figure
 from scalebench.reporting.svg import Marks, canvas
 
-FEW = Refits("auto", 20)
 SIZES = np.geomspace(1e6, 1e9, 6)
 
 
@@ -144,6 +146,32 @@ def test_the_best_values_have_their_law_and_what_lies_beyond_an_edge() -> None:
     triangle = axes.lines[-1]
     assert (triangle.get_xdata()[0], triangle.get_ydata()[0]) == (SIZES[5], refused.edge.limit)
     assert law.to_dict()["refused"][0]["edge"] == {"column": "lr", "side": "above", "limit": refused.edge.limit}
+
+
+# --- in Python -------------------------------------------------------------------------------------------------------
+
+
+def test_plot_draws_each_kind_into_axes_of_ones_own() -> None:
+    points = {"params": SIZES, "loss": 1.5 + 30 * SIZES**-0.3}
+    axes = mpl.pyplot.subplots()[1]
+    assert scalebench.plot(fit(points, "power"), axes) is axes
+    assert axes.get_ylabel() == "loss"
+    allocations = [isoflop(grid()), scalebench.optimal(grid())]
+    both = scalebench.plot(allocations, at=1e24)
+    assert len(labels(both)) == 4
+    assert max(curves(both)[0].get_xdata()) == pytest.approx(1e24)
+    mpl.pyplot.close("all")
+
+
+@pytest.mark.parametrize("wrong", [[], 3.0, "fit", [1, 2]])
+def test_plot_says_what_it_draws(wrong: Any) -> None:
+    with pytest.raises(InputError, match="expected one fit, or what optimal or tune return"):
+        scalebench.plot(wrong)
+
+
+def test_plot_asks_for_the_compute_where_an_allocation_has_none() -> None:
+    with pytest.raises(InputError, match="over which compute"):
+        scalebench.plot(scalebench.optimal(grid()))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

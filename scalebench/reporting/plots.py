@@ -1,16 +1,60 @@
-"""The report's figures as matplotlib axes, for notebooks: ``results.plot.loss()``."""
+"""Figures as matplotlib axes, for notebooks: the report's, ``results.plot.loss()``, and of fits, ``plot(fit)``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pandas.plotting import PlotAccessor
 
 from scalebench.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from scalebench.reporting.svg import Marks
+
+
+def plot(fitted: Any, ax: Axes | None = None, *, at: float | Sequence[float] = ()) -> Axes:
+    """Draw what ``fit``, ``optimal`` or ``tune`` return, with its points, into ``ax`` (new axes), which it returns.
+
+    Several allocations, or laws of swept columns, are drawn together. ``at`` is the compute in FLOPs over which
+    allocations are drawn besides that of their own optima, both ends of a range or a budget; or a size to which the
+    law of an optimum goes on. Raises ``InputError``.
+    """
+    import matplotlib.pyplot as plt
+
+    from scalebench.reporting.svg import Marks
+
+    several = list(fitted) if isinstance(fitted, Sequence) else [fitted]
+    draw = _figure_of(several, [at] if isinstance(at, int | float) else list(at))
+    axes = plt.subplots(layout="constrained")[1] if ax is None else ax
+    figure: Any = axes.figure
+    draw(Marks(figure, axes))
+    return axes
+
+
+def _figure_of(fitted: Sequence[Any], at: Sequence[float]) -> Callable[[Marks], None]:
+    """Return what draws a fit, or allocations or laws of optima together. Raises ``InputError``."""
+    from scalebench.advice.allocation import Allocation
+    from scalebench.advice.optima import OptimumLaw
+    from scalebench.laws import Fit
+    from scalebench.reporting.figures.points import allocation_figure, fit_figure, optima_figure
+
+    kinds = {type(each) for each in fitted}
+    if kinds == {Fit} and len(fitted) == 1:
+        return lambda marks: fit_figure(marks, fitted[0])
+    if kinds == {OptimumLaw}:
+        return lambda marks: optima_figure(marks, fitted, at[0] if at else None)
+    if kinds != {Allocation}:
+        names = " and ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise InputError([f"plot: {names}: expected one fit, or what optimal or tune return"])
+    spent = np.array([*at, *(flops for each in fitted for flops, _ in each.optima)])
+    if len(np.unique(spent)) < 2:
+        raise InputError(["plot: over which compute? This allocation has no budgets of its own: at=(1e18, 1e21)"])
+    return lambda marks: allocation_figure(marks, fitted, at, spent)
 
 
 class Plots(PlotAccessor):
