@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 RowNumbers = NDArray[np.intp]
 
-MOST_CURVES = 6  # of a law of two inputs: one for each value of the second
+MOST_CURVES = 12  # of a law of two inputs: one for each value of the second
+GROUPS = 6  # of residuals, by the second input
 SAME = 0.05  # values of an input within 5 % of each other share a curve
 DENSE = 80  # places on a curve
-# From dark to light, for values in order: equally spaced in matplotlib's viridis, without its palest end.
-ORDERED = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#d2c200")
+PALEST = 0.88  # of viridis, from dark to light: what is beyond cannot be seen on white
 
 
 def fit_figure(marks: Marks, fit: Fit) -> None:
@@ -94,7 +94,7 @@ def _budget_curves(marks: Marks, fit: Fit, budgets: Sequence[RowNumbers]) -> Non
         params = np.exp(np.linspace(logs["params"][rows].min(), logs["params"][rows].max(), DENSE))
         inputs = {"params": params, "tokens": flops / (FLOPS_PER_PARAMETER_TOKEN * params)}
         curve = fit.predict(inputs)
-        _curve_and_points(marks, fit, (inputs[first], curve), rows, color, f"6ND = {_power(flops)} FLOP")
+        _curve_and_points(marks, fit, (inputs[first], curve), rows, color, f"{_power(flops)} FLOP")
 
 
 def _curve_and_points(
@@ -106,7 +106,10 @@ def _curve_and_points(
 
 
 def _ordered(n: int) -> list[str]:
-    return [ORDERED[i] for i in np.linspace(0, len(ORDERED) - 1, n).round().astype(int)]
+    """A colour for each of n values in ascending order."""
+    import matplotlib as mpl
+
+    return [mpl.colors.to_hex(mpl.colormaps["viridis"](place)) for place in np.linspace(0, PALEST, n)]
 
 
 def _residuals(marks: Marks, fit: Fit) -> None:
@@ -114,9 +117,9 @@ def _residuals(marks: Marks, fit: Fit) -> None:
     values = {name: np.exp(log) for name, log in fit.points.logs.items()}
     (first, second), by_second = fit.law.inputs[:2], values[fit.law.inputs[1]]
     error = 100 * (fit.points.response / fit.predict(values) - 1)
-    ends = np.quantile(by_second, np.linspace(0, 1, len(ORDERED) + 1))
-    member = np.clip(np.searchsorted(ends, by_second, side="right") - 1, 0, len(ORDERED) - 1)
-    for group, color in enumerate(ORDERED):
+    ends = np.quantile(by_second, np.linspace(0, 1, GROUPS + 1))
+    member = np.clip(np.searchsorted(ends, by_second, side="right") - 1, 0, GROUPS - 1)
+    for group, color in enumerate(_ordered(GROUPS)):
         if len(rows := np.flatnonzero(member == group)):
             range_of = " to ".join(dict.fromkeys(quantity(end(by_second[rows])) for end in (min, max)))
             marks.draw(values[first][rows], error[rows], ["" for _ in rows], color=color, marker="o", markersize=4,
