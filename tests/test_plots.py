@@ -1,4 +1,4 @@
-"""`--plot`: what `fit`, `optimal` and `tune` draw of points from any trainer, and into which files."""
+"""`--plot`: what `fit`, `optimal`, `worth` and `tune` draw of points from any trainer, and into which files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
 import scalebench
-from scalebench.advice import isoflop
+from scalebench.advice import compute_multiplier, isoflop
 from scalebench.advice.allocation import Allocation, Counting
 from scalebench.advice.optima import optimum_laws
 from scalebench.errors import InputError
 from scalebench.laws import fit
 from scalebench.laws.fit import Fit
-from scalebench.reporting.figures.points import allocation_figure, fit_figure, optima_figure
+from scalebench.reporting.figures.points import allocation_figure, fit_figure, optima_figure, worth_figure
+from scalebench.reporting.quantities import significant
 from scalebench.reporting.svg import Marks, canvas
 
 SIZES = np.geomspace(1e6, 1e9, 6)
@@ -148,6 +150,20 @@ def test_the_best_values_have_their_law_and_what_lies_beyond_an_edge() -> None:
     assert law.to_dict()["refused"][0]["edge"] == {"column": "lr", "side": "above", "limit": refused.edge.limit}
 
 
+def compute_law(saving: float) -> Fit:
+    flops = np.geomspace(1e17, 1e20, 6)
+    return fit({"x": flops, "y": 2 + 300 * (flops * saving) ** -0.15}, "power")
+
+
+def test_what_a_change_is_worth_is_the_distance_of_two_curves() -> None:
+    fits = compute_law(1), compute_law(2)
+    worth = compute_multiplier(*fits, n=20)
+    axes = drawn(lambda marks: worth_figure(marks, *fits, worth))
+    assert labels(axes) == ["baseline", "changed", f"×2.00 at loss {significant(worth.loss, 4)}"]
+    (distance,) = (part.get_segments()[0] for part in axes.collections if isinstance(part, LineCollection))
+    assert sorted(distance[:, 0]) == pytest.approx([worth.changed_flops, worth.baseline_flops])
+
+
 # --- in Python -------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +225,7 @@ def test_json_stays_one_object(command, power: Path) -> None:
         (("fit", "p.csv", "--plot", "p.csv/f.png"), "p.csv/f.png: cannot be written"),
         (("tune", "p.csv", "--against", "params,loss", "--plot", "f.png"), "--against names params and loss"),
         (("optimal", "p.csv", "--unique-tokens", "1G", "--plot", "f.png"), "--plot: has no effect"),
+        (("worth", "p.csv", "p.csv", "--plot", "f.txt"), "suffix '.txt' is not one of"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_fitted(

@@ -243,6 +243,7 @@ def worth(
     law: Law = None,
     columns: ComputeColumns = ComputeColumns(),  # noqa: B008 - frozen
     where: Where = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> int:
     """Compute multiplier of a change: how many times less compute CHANGED needs to reach the loss of BASELINE.
@@ -259,7 +260,7 @@ def worth(
     """
     from scalebench.cli.commands import design as command
 
-    return command.run_worth(baseline, changed, law, columns.passed(), where, loss, as_json=as_json)
+    return command.run_worth(baseline, changed, law, columns.passed(), where, loss, plot, as_json=as_json)
 
 
 def tune(

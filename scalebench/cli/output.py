@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -62,6 +63,11 @@ def say_exactly(*lines: str) -> None:
     """Print lines as they are: commands to copy, paths, generated text."""
     for line in lines:
         print(line)
+
+
+def say_written(*paths: Path | None) -> None:
+    """Print which files were written: those that were asked for."""
+    say_exactly(*(f"written: {path}" for path in paths if path is not None))
 
 
 def warn(*lines: str) -> None:

@@ -11,11 +11,13 @@ from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
 from scalebench.cli.commands.fit import by_configuration
-from scalebench.cli.output import print_json, say, table, trials, warn
+from scalebench.cli.output import print_json, say, say_written, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.points.fit_file import check_columns, open_fit
 from scalebench.points.table import read_columns
+from scalebench.reporting.figures.points import worth_figure
+from scalebench.reporting.pictures import check_plot, draw_plot
 from scalebench.reporting.quantities import bounded, quantity, significant
 
 if TYPE_CHECKING:
@@ -136,18 +138,27 @@ def run_worth(
     columns: Mapping[str, str],
     where: str | None,
     loss: float | None,
+    plot: Path | None,
     *,
     as_json: bool,
 ) -> int:
-    """Print how many times less compute the changed study needs for the same loss."""
+    """Print how many times less compute the changed study needs for the same loss, and draw both if requested."""
+    check_plot(plot)
     fits = [open_compute_fit(source, law, columns, where) for source in (baseline, changed)]
     try:
         multiplier = compute_multiplier(fits[0], fits[1], loss)
     except FitRefused as refusal:
         raise InputError([f"{baseline} and {changed}: {refusal}"]) from refusal
+    if plot is not None and (several := [fit.law.name for fit in fits if len(fit.law.inputs) != 1]):
+        raise InputError([f"--plot: draws laws of FLOPs alone, not {several[0]}: leave it out, or choose --law power"])
     if not 1 / UNLIKELY < multiplier.multiplier < UNLIKELY:
         warn(f"a multiplier of {multiplier.multiplier:.2g}: are the FLOPs of both in the same unit?")
-    print_json("worth", multiplier.to_dict()) if as_json else print_worth(multiplier)
+    draw_plot(lambda marks: worth_figure(marks, fits[0], fits[1], multiplier), plot)
+    if as_json:
+        print_json("worth", multiplier.to_dict())
+        return 0
+    print_worth(multiplier)
+    say_written(plot)
     return 0
 
 

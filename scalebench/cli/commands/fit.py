@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.fit_warnings import file_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
+from scalebench.cli.output import print_json, quantity, say, say_written, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.laws.intervals.determined import beside, switched_off
@@ -104,7 +104,7 @@ def run_fit(
     if tested is not None:
         print_backtest(tested)
         print_distances(document["backtest_by_distance"])
-    say_exactly(*(f"written: {path}" for path in (output, plot) if path is not None))
+    say_written(output, plot)
     return 0
 
 

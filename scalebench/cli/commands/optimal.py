@@ -14,7 +14,7 @@ from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
 from scalebench.advice.optima import Refused
-from scalebench.cli.output import print_json, say, say_exactly, table, warn
+from scalebench.cli.output import print_json, say, say_written, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
@@ -90,7 +90,7 @@ def run_optimal(
         _print(allocated, refused, levels, counting)
         if by_convention:
             _print_conventions(by_convention, levels[-1])
-        say_exactly(*(f"written: {path}" for path in (plot,) if path is not None))
+        say_written(plot)
     return 0 if allocated else 2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench.analysis.sweep import diverged_line, optimum_laws_of
-from scalebench.cli.output import print_json, say, say_exactly, table, warn
+from scalebench.cli.output import print_json, say, say_written, table, warn
 from scalebench.errors import InputError, number_of
 from scalebench.laws import FitRefused
 from scalebench.reporting.figures.points import optima_figure
@@ -62,7 +62,7 @@ def run_tune(
     for law, prediction in zip(laws, predicted, strict=False):
         best, interval = bounded(*prediction)
         say(f"at {place}: {law.optimised} {best}, 95 % interval {interval}")
-    say_exactly(*(f"written: {path}" for path in (plot,) if path is not None))
+    say_written(plot)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Laws fitted to points from any trainer: what `fit`, `optimal` and `tune` draw with `--plot`."""
+"""Laws fitted to points from any trainer: what `fit`, `optimal`, `worth` and `tune` draw with `--plot`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scalebench.reporting.svg import INK, MUTED, PAPER, Marks, legend, log_ticks
 
 if TYPE_CHECKING:
     from scalebench.advice.allocation import Allocation
+    from scalebench.advice.multiplier import ComputeMultiplier
     from scalebench.advice.optima import OptimumLaw, Refused
     from scalebench.laws import Fit
 
@@ -56,13 +57,16 @@ def _title(fit: Fit) -> str:
 
 def _curve(marks: Marks, fit: Fit) -> None:
     """The points and the curve of a law of one input, with the 95 % band of its mean."""
-    style, (name,) = series_style(0), fit.law.inputs
-    x = np.exp(fit.points.logs[name])
-    places = np.geomspace(x.min(), x.max(), DENSE)
-    marks.axes.plot(places, fit.predict({name: places}), color=style["color"], label="fitted law")
-    with suppress(FitRefused):  # zero degrees of freedom
-        marks.band(places, *fit.prediction_interval({name: places}), style["color"])
+    x = np.exp(fit.points.logs[fit.law.inputs[0]])
+    _law_and_band(marks, fit, np.geomspace(x.min(), x.max(), DENSE), series_style(0)["color"], "fitted law")
     marks.draw(x, fit.points.response, ["" for _ in x], color=INK, marker="o", markersize=4, label="points")
+
+
+def _law_and_band(marks: Marks, fit: Fit, places: Array, color: str, label: str) -> None:
+    (name,) = fit.law.inputs
+    marks.axes.plot(places, fit.predict({name: places}), color=color, label=label)
+    with suppress(FitRefused):  # zero degrees of freedom
+        marks.band(places, *fit.prediction_interval({name: places}), color)
 
 
 def _levels(log: Array) -> list[RowNumbers]:
@@ -163,6 +167,24 @@ def _power(value: float) -> str:
     """A number of FLOPs as people write it: 1e21, 2.5e20."""
     number, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(number):g}e{int(exponent)}"
+
+
+def worth_figure(marks: Marks, baseline: Fit, changed: Fit, worth: ComputeMultiplier) -> None:
+    """Loss against compute before and after a change, and the compute that each needs for the same loss."""
+    needed = worth.baseline_flops, worth.changed_flops
+    for i, (fit, flops, label) in enumerate(zip((baseline, changed), needed, ("baseline", "changed"), strict=True)):
+        style, (name,) = series_style(i), fit.law.inputs
+        x = np.exp(fit.points.logs[name])
+        places = np.geomspace(min(x.min(), flops), max(x.max(), flops), DENSE)
+        _law_and_band(marks, fit, places, style["color"], label)
+        marks.draw(x, fit.points.response, ["" for _ in x], **style, markersize=4)
+    marks.axes.hlines(worth.loss, min(needed), max(needed), color=INK, linestyle="--", linewidth=1.2,
+                      label=f"×{significant(worth.multiplier)} at loss {significant(worth.loss, 4)}")  # fmt: skip
+    _log(marks, "x")
+    marks.axes.xaxis.set_major_formatter(lambda value, _: _power(value))
+    marks.axes.set_xlabel("training compute (FLOP)")
+    _loss_axis(marks, baseline)
+    legend(marks, direct=False)
 
 
 def allocation_figure(marks: Marks, allocated: Sequence[Allocation], budgets: Sequence[float], spent: Array) -> None:
