@@ -115,7 +115,7 @@ def load_changed(path: Path, source: str) -> ModuleType:
 def _source_lines(source: str) -> Callable[[FunctionType], tuple[list[str], int]]:
     """Return ``inspect.getsourcelines`` for the functions of one file, which is parsed once and not for each."""
     lines = source.splitlines(keepends=True)
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     ends = {min(part.lineno for part in (node, *node.decorator_list)): node.end_lineno for node in functions}
 
     def lines_of(function: FunctionType) -> tuple[list[str], int]:
