@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 from support import reference_data
@@ -14,6 +16,13 @@ def power_points(E=1.7, A=30.0, alpha=0.35, *, sizes=SIZES, noise=0.0, seeds=1, 
     params = np.repeat(sizes, seeds)
     scatter = noise * np.random.default_rng(seed).standard_normal(len(params))
     return {"params": params, "loss": (E + A * params**-alpha) * np.exp(scatter)}
+
+
+def least_squares_line(x, y):
+    """The line through points [n] by least squares, with the standard errors of its slope and intercept, by numpy."""
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov=True)
+    stderr, intercept_stderr = np.sqrt(np.diag(covariance))
+    return SimpleNamespace(slope=slope, intercept=intercept, stderr=stderr, intercept_stderr=intercept_stderr)
 
 
 def epoch_points(dropped=5):

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from law_support import least_squares_line
+from scipy.special import stdtrit
 
 from scalebench.advice.censored import Beyond, censored
 from scalebench.advice.optima import optimum_law
@@ -226,13 +228,11 @@ def test_sizes_tied_to_each_other_are_refused():
 
 
 def test_regression_interval_is_the_textbook_one_and_its_draws_agree():
-    from scipy import stats
-
     x = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
     y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 6)
     line = regress(np.stack([np.ones(6), x], axis=1), y, np.ones(6))
-    book = stats.linregress(x, y)
-    half = stats.t.ppf(0.975, 4) * book.stderr
+    book = least_squares_line(x, y)
+    half = stdtrit(4, 0.975) * book.stderr
     assert line.interval([0, 1]) == pytest.approx((book.slope - half, book.slope + half), rel=1e-9)
     low, high = np.quantile(line.draws(20_000, 0)[:, 1], [0.025, 0.975])
     # Monte-Carlo error of a 2.5 % quantile of t_4 from 20,000 draws: about 2 % of it.
