@@ -45,6 +45,7 @@ def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
         assert row["parent_flops"] + row["stop_step"] * row["flops_per_step"] == steps * whole["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_keeping_checkpoints_does_not_change_a_run(base: Path, tmp_path: Path) -> None:
     (plain,) = trained(tmp_path, PARENT)
     (row,) = store.load_results(base / "results").to_dict("records")

@@ -194,7 +194,7 @@ def test_every_page_and_prediction_counts(tmp_path: Path, planned, monkeypatch) 
     folder = write_results(tmp_path / "results", planned, dials=dials_of(planned))
     counts: list[Any] = []
 
-    def keep(subject: Any, *_: object) -> Path:
+    def keep(subject: Any, *_: object, **_options: object) -> Path:
         counts.append(subject.count if isinstance(subject, Series) else subject[0].count)
         return tmp_path / "page.html"
 

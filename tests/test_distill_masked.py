@@ -112,6 +112,7 @@ def test_without_weight_on_the_teacher_bert_trains_bit_by_bit_as_without_one(bas
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_bert_is_distilled_and_records_its_teachers_loss(base: Path) -> None:
     (teacher,) = store.load_results(base / "results" / "teacher").to_dict("records")
     (row,) = trained(base, PUPIL, "distill.soft_weight=0.7", "distill.temperature=2.0")

@@ -33,6 +33,7 @@ def test_operators_pass_opcheck():
         torch.library.opcheck(torch.ops.scalekernels.attention_backward.default, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 def test_compile_keeps_one_graph():
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

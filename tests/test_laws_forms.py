@@ -124,7 +124,9 @@ def test_one_amount_of_unique_tokens_is_enough():
     np.testing.assert_allclose(fitted.predict(points), points["loss"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("law", ["kaplan", "skaling", "data_constrained", "overtraining", "chinchilla"])
+@pytest.mark.parametrize(
+    "law", ["kaplan", "skaling", pytest.param("data_constrained", marks=pytest.mark.slow), "overtraining", "chinchilla"]
+)
 def test_sizes_as_people_have_them_overflow_nowhere(law: str) -> None:
     """Params to 1e13 and tokens to 1e15; a warning is an error in these tests."""
     n, d = np.tile(np.geomspace(1e7, 1e13, 6), 6), np.repeat(np.geomspace(1e9, 1e15, 6), 6)

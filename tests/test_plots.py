@@ -167,6 +167,7 @@ def test_what_a_change_is_worth_is_the_distance_of_two_curves() -> None:
 # --- in Python -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plot_draws_each_kind_into_axes_of_ones_own() -> None:
     points = {"params": SIZES, "loss": 1.5 + 30 * SIZES**-0.3}
     axes = mpl.pyplot.subplots()[1]
@@ -199,7 +200,10 @@ def power(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("F.PDF", b"%PDF")])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), pytest.param("F.PDF", b"%PDF", marks=pytest.mark.slow)],
+)
 def test_a_file_has_the_format_of_its_suffix_and_the_same_bytes_again(
     command, power: Path, name: str, start: bytes
 ) -> None:
@@ -236,6 +240,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_fitted(
     assert reason in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_optimal_and_tune_write_their_pictures(command, tmp_path: Path) -> None:
     pd.DataFrame(grid()).to_csv(tmp_path / "g.csv", index=False)
     assert command("optimal", "g.csv", "--approach", 2, "--plot", "o.svg")[1].endswith("written: o.svg\n")

@@ -233,6 +233,7 @@ def test_a_link_that_is_no_link_of_the_page_changes_nothing(browser, page: Path,
 # --- a page of trials that are still running -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("used", [False, True])
 def test_a_live_page_loads_itself_again_until_somebody_uses_it(browser, tmp_path: Path, used: bool) -> None:
     path = tmp_path / "report.html"
