@@ -93,8 +93,7 @@ def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
 
 def _unfinished(stored: store.Results, name: str) -> list[str]:
     """Return the trials that only earlier plans of a study had and that have no result."""
-    recorded = set(stored.frame["trial_id"])
-    return [trial_id for trial_id in store.earlier_ids(stored.studies[name]) if trial_id not in recorded]
+    return [trial_id for trial_id in store.earlier_ids(stored.studies[name]) if trial_id not in stored.recorded[name]]
 
 
 def _notes(stored: store.Results, planned: pd.DataFrame) -> list[str]:
@@ -156,7 +155,7 @@ def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folde
     """
     counts = Counter(str(status) for status in planned.loc[planned["study"] == name, "status"])
     ids = {*store.planned_ids(stored.studies[name]), *_unfinished(stored, name)}
-    without = tuple(ids - set(stored.frame["trial_id"]))
+    without = tuple(ids - {*stored.recorded[name]})
     running = len(running_trials(folder, Observer(folder), without)) if folder is not None else 0
     more = {"running": running, "missing": len(without) - running}
     return dict(counts) | {status: count for status, count in more.items() if count}
