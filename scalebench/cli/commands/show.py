@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,8 +55,7 @@ def list_trials(results: Path, *, as_json: bool) -> int:
     rows = pd.concat(parts) if parts else frame
     if as_json:
         names = ["study", "trial_id", "status", "family", *LISTED]
-        trials = json.loads(rows[names].to_json(orient="records"))
-        print_json("show", {"trials": trials, "damaged": list(stored.damaged)})
+        print_json("show", {"trials": rows[names].to_dict("records"), "damaged": list(stored.damaged)})
         return 0
     for study, part in rows.groupby("study", sort=False):
         settings = _settings(part, stored.studies.get(str(study), {}))

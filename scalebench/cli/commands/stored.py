@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -44,7 +43,6 @@ def show_status(results: Path, *, as_json: bool) -> int:
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
     damaged = [*stored.damaged, *compared.damaged]
     if as_json:
-        not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
         notes = {
             "comparisons_not_measured": [asdict(run) for run in latest_unmeasured(compared)],
@@ -54,7 +52,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
             "queued": queued,
         }
         linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
-        document = {"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged}
+        document = {"studies": counts, "comparisons": _counts(compared), "not_ok": failed.to_dict("records"), "damaged": damaged}
         print_json("status", document | {"chains": linked} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
