@@ -94,7 +94,8 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
         _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     else:
         names = ", ".join(dict.fromkeys(str(row["provider"]) for row in comparison.rows))
-        say(f"no speedup and no verdict: there is no provider 'eager'; choose one with --baseline: {names}")
+        baseline = comparison.rows[0]["baseline"]
+        say(f"no speedup and no verdict: there is no provider {baseline!r}; choose one with --baseline: {names}")
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
 
