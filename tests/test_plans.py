@@ -13,6 +13,7 @@ from support import SMALL, edit_record
 
 from scalebench import store
 from scalebench.analysis.study import analyse
+from scalebench.cli.commands import sweeps
 from scalebench.cli.commands.watch import StudyProgress, study_progress
 from scalebench.data import open_data, open_source
 from scalebench.running.claims import Observer
@@ -244,3 +245,16 @@ def test_trials_of_earlier_plans_outlast_a_plan_that_lost_all_of_its_own() -> No
     joined = joined_plans({"planned": [], "earlier": [{"trial_id": "a"}]}, {"planned": [{"trial_id": "b"}]})
     assert store.earlier_ids(joined) == ("a",)
     assert store.planned_ids(joined) == ("b",)
+
+
+def test_a_trial_whose_checkpoints_are_damaged_is_run_again(tmp_path: Path) -> None:
+    saved(tmp_path)
+    study = load_study(tmp_path / "small.toml", ["run.checkpoint_steps=10"])
+    for attempt in (tmp_path / "results").glob("small/trials/*/attempt-*"):
+        (attempt / "checkpoints.json").write_text("{")
+    assert len(survey(study, tmp_path / "results").missing) == 4
+
+
+def test_a_demo_that_was_stopped_can_be_continued(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "run_study", lambda *_, **__: 3)
+    assert sweeps.run_demo(tmp_path / "results", None) == 3
