@@ -12,9 +12,9 @@ from forking import value_of_forked
 from support import train_spec
 
 from scalebench.families import gpt, mlp
+from scalebench.measure import environment as environment_module
 from scalebench.measure import memory
 from scalebench.measure.energy import EnergyMeter
-from scalebench.measure import environment as environment_module
 from scalebench.measure.environment import code_fingerprint, environment, environment_file, machine_id
 from scalebench.measure.hardware import PEAKS, best_product, datasheet_peak, matmul_ceiling
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices

@@ -138,7 +138,8 @@ def test_a_database_of_mlflow_is_read_in_a_folder_with_signs_of_urls(tmp_path: P
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         database.executescript(
             "create table runs (run_uuid, name, lifecycle_stage); insert into runs values ('r', 'n', 'active');"
-            "create table metrics (run_uuid, step, key, value, is_nan); insert into metrics values ('r', 1, 'm', 2.0, 0);"
+            "create table metrics (run_uuid, step, key, value, is_nan); "
+            "insert into metrics values ('r', 1, 'm', 2.0, 0);"
             "create table params (run_uuid, key, value);"
         )
     assert "m" in open_table(folder).names

@@ -98,7 +98,7 @@ REPEATED = ("optimal", "p.csv", "--unique-tokens", "1e9")
         ((*NEXT, "--column", "foo=L"), "not used by chinchilla: column 'L' for foo"),
         ((*NEXT, "--candidates", "p.csv", "--reach", "2"), "--reach 2: extends the grid, which --candidates replaces"),
         ((*NEXT, "--reach", "inf"), "--reach inf: a positive finite number is needed"),
-        (("predict", "fit.json", "--params", "1e7", "--input", "params=2e7"), "--input params: --params has it already"),
+        (("predict", "fit.json", "--params", "1e7", "--input", "params=2e7"), "--input params: --params has it"),
         (("worth", "p.csv", "p.csv", *CHINCHILLA, "--flops-column", "C", "--tokens-column", "D"),
          "column 'C' for flops"),
         ((*REPEATED, *COLUMNS, "--unique-tokens-column", "D", "--non-embedding-column", "C"),

@@ -10,8 +10,8 @@ import pytest
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, file_sha256
 from scalebench.families.own import REQUIRED
-from scalebench.running.worker import invalid_reason
 from scalebench.running.planning import load_study, plan, resolve
+from scalebench.running.worker import invalid_reason
 from scalebench.store import load_results
 from scalebench.study import trial_id
 from scalebench.workloads.building import build_model, configuration

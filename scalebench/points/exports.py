@@ -170,7 +170,9 @@ def _mlflow_metric(file: Path) -> pd.Series:
         lines = [line.split() for line in content.decode().splitlines() if line.strip()]
         return pd.Series({int(line[2]) if len(line) > 2 else 0: float(line[1]) for line in lines})
     except (ValueError, IndexError) as error:
-        raise InputError([f"{file}: not a metric of MLflow, whose lines have time, value and step ({error})"]) from error
+        raise InputError(
+            [f"{file}: not a metric of MLflow, whose lines have time, value and step ({error})"]
+        ) from error
 
 
 def _database_rows(path: Path) -> pd.DataFrame:

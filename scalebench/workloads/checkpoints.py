@@ -44,7 +44,7 @@ def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
 
 
 def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:
-    """Return whether an attempt kept a checkpoint after each of these numbers of steps; False if its list is damaged."""
+    """Return whether an attempt kept a checkpoint after each of these steps; False if its list is damaged."""
     try:
         return set(steps) <= set(checkpoints(attempt))
     except StoreError:

@@ -52,7 +52,12 @@ def show_status(results: Path, *, as_json: bool) -> int:
             "queued": queued,
         }
         linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
-        document = {"studies": counts, "comparisons": _counts(compared), "not_ok": failed.to_dict("records"), "damaged": damaged}
+        document = {
+            "studies": counts,
+            "comparisons": _counts(compared),
+            "not_ok": failed.to_dict("records"),
+            "damaged": damaged,
+        }
         print_json("status", document | {"chains": linked} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
