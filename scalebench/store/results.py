@@ -97,8 +97,8 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
     indexed = index.read_index(study_dir) if len(names) >= index.SMALLEST else None
     known = set() if indexed is None else set(indexed[index.TRIAL].tolist())
     stale = [name for name in names if name not in known]
-    enough = max(index.SMALLEST * index.MOST_STALE, index.MOST_STALE * len(names))
-    now_ns = index.file_system_time_ns(study_dir) if len(names) >= index.SMALLEST and len(stale) > enough else None
+    rewrite = len(names) >= index.SMALLEST and len(stale) > index.MOST_STALE * len(names)
+    now_ns = index.file_system_time_ns(study_dir) if rewrite else None
     readings = [read_trial_dir(study_dir / "trials" / name) for name in stale]
     damaged += [line for reading in readings for line in reading.damaged]
     fresh = table_of(readings)
