@@ -16,6 +16,11 @@ from scalebench.points.files import is_results, open_table
 from scalebench.points.table import read_columns
 from scalebench.points.table_warnings import run_column, unit_warnings
 
+MLFLOW_TABLES = """
+create table runs (run_uuid, name, lifecycle_stage);
+create table metrics (run_uuid, step, key, value, is_nan);
+create table params (run_uuid, key, value);
+"""
 SIZES = {"small": 1e6, "middle": 1e7, "large": 1e8}
 
 
@@ -124,6 +129,19 @@ def test_parameters_of_mlflow_may_lie_in_groups(tmp_path: Path) -> None:
     assert {"loss", "optim/lr"} <= set(open_table(tmp_path).names)
 
 
+def test_a_metric_of_mlflow_keeps_its_values_beside_a_parameter_of_that_name(tmp_path: Path) -> None:
+    mlflow_run(tmp_path / "files" / "0" / "a", "1700000000 0.5 1\n1700000001 0.25 2\n", loss="0.9")
+    (tmp_path / "base").mkdir()
+    with closing(sqlite3.connect(tmp_path / "base" / "mlflow.db")) as database:
+        database.executescript(
+            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active'); insert into params values ('r', 'loss', '9');"
+            "insert into metrics values ('r', 1, 'loss', 0.5, 0); insert into metrics values ('r', 2, 'loss', 0.25, 0);"
+        )
+    for folder in ("files", "base"):
+        columns = {"x": "step", "y": "loss"}
+        assert read_columns(tmp_path / folder, columns).values["y"].tolist() == [0.5, 0.25], folder
+
+
 def test_a_metric_of_mlflow_that_is_cut_short_is_one_line(command, tmp_path: Path) -> None:
     mlflow_run(tmp_path / "mlruns" / "0" / "a", "1700000000 2.5 1\n1700000001")
     code, out, err = command("fit", "mlruns", "--x-column", "step", "--y-column", "loss")
@@ -137,10 +155,8 @@ def test_a_database_of_mlflow_is_read_in_a_folder_with_signs_of_urls(tmp_path: P
     folder.mkdir()
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         database.executescript(
-            "create table runs (run_uuid, name, lifecycle_stage); insert into runs values ('r', 'n', 'active');"
-            "create table metrics (run_uuid, step, key, value, is_nan); "
+            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active');"
             "insert into metrics values ('r', 1, 'm', 2.0, 0);"
-            "create table params (run_uuid, key, value);"
         )
     assert "m" in open_table(folder).names
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -151,15 +151,16 @@ def _trainer_rows(path: Path) -> pd.DataFrame:
 
 
 def _mlflow_rows(folder: Path) -> pd.DataFrame:
-    """Return a run of MLflow's file store: its metrics by step, and its parameters in every row."""
+    """Return a run of MLflow's file store: its metrics by step, and in every row its parameters of other names."""
     metrics = {}
     for file in sorted((folder / "metrics").rglob("*")):
         if file.is_file():
             metrics[file.relative_to(folder / "metrics").as_posix()] = _mlflow_metric(file)
     frame = pd.DataFrame(metrics).rename_axis(STEP).reset_index()
     for file in sorted((folder / "params").rglob("*")):
-        if file.is_file():
-            frame[file.relative_to(folder / "params").as_posix()] = read_bytes(file).decode(errors="replace").strip()
+        name = file.relative_to(folder / "params").as_posix()
+        if file.is_file() and name not in frame:
+            frame[name] = read_bytes(file).decode(errors="replace").strip()
     return frame
 
 
@@ -176,7 +177,7 @@ def _mlflow_metric(file: Path) -> pd.Series:
 
 
 def _database_rows(path: Path) -> pd.DataFrame:
-    """Return the runs of MLflow's database: their metrics by step, and their parameters in every row."""
+    """Return the runs of MLflow's database: their metrics by step, and in every row parameters of other names."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             run_names = pd.read_sql_query("select run_uuid, name from runs where lifecycle_stage = 'active'", database)
@@ -188,6 +189,7 @@ def _database_rows(path: Path) -> pd.DataFrame:
     if metrics.empty:
         raise InputError([f"{path}: no active run has a metric"])
     wide = metrics.pivot_table("value", ["run_uuid", STEP], "key", aggfunc="last").reset_index()
+    parameters = parameters[~parameters["key"].isin(wide.columns)]
     if len(parameters):
         wide = wide.merge(parameters.pivot_table("value", "run_uuid", "key", "last"), "left", "run_uuid")
     repeated = run_names["name"].duplicated(keep=False) | run_names["name"].isna()
