@@ -34,6 +34,25 @@ def test_the_files_without_a_wrong_part_are_read(tmp_path: Path, content: Any) -
     assert len(read_benchmarks(tmp_path / "b.json").benchmarks) == 1
 
 
+def test_a_combination_that_asv_skipped_is_left_out(tmp_path: Path) -> None:
+    """asv writes NaN for it, which JSON does not have and Python's writer of JSON does."""
+    (tmp_path / "b.json").write_text(json.dumps(asv([1e-3, float("nan"), None], [["1", "2", "3"]])))
+    (benchmark,) = read_benchmarks(tmp_path / "b.json").benchmarks
+    assert (benchmark.case, benchmark.median_s) == ("1", 1e-3)
+
+
+def test_a_median_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(pytest_file(stats=STATS | {"median": float("nan")})))
+    with pytest.raises(InputError, match="the median is missing"):
+        read_benchmarks(tmp_path / "b.json")
+
+
+def test_the_start_of_a_benchmark_is_in_utc(tmp_path: Path) -> None:
+    content = google() | {"context": {"date": "2024-01-01T12:00:00+02:00"}}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert read_benchmarks(tmp_path / "b.json").shared["started_at"] == "2024-01-01T10:00:00+00:00"
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [

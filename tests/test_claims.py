@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -223,3 +224,14 @@ def worker_in_training(folder: Path, driver: Driver) -> psutil.Process:
         assert driver.poll() is None, driver.err
     beats[0].unlink()
     return psutil.Process(store.read_json(beats[0].with_name("placement.json"))["pid"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process starts at a time of day")
+def test_a_driver_is_alive_when_the_machine_s_clock_is_set(tmp_path: Path, monkeypatch) -> None:
+    """psutil adds the time of boot to a start, and that moves with the clock."""
+    import psutil._pslinux as linux
+
+    boot = linux.boot_time()
+    with driving(tmp_path / "s") as name:
+        monkeypatch.setattr(linux, "boot_time", lambda: boot + 5)
+        assert Observer(tmp_path / "s").alive(name)

@@ -12,6 +12,7 @@ from forking import value_of_forked
 from support import train_spec
 
 from scalebench.families import gpt, mlp
+from scalebench.measure import environment as environment_module
 from scalebench.measure import memory
 from scalebench.measure.energy import EnergyMeter
 from scalebench.measure.environment import code_fingerprint, environment, environment_file, machine_id
@@ -201,6 +202,25 @@ def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, m
             assert fresh() != before, name
     finally:
         code_fingerprint.cache_clear()
+
+
+def test_the_fingerprint_is_that_of_the_source_wherever_it_is_installed(tmp_path: Path, monkeypatch) -> None:
+    """In a checkout the kernels lie in a folder that sorts before the package, in an installation after it."""
+    fingerprints = []
+    for place, kernels in (("checkout", "kernels/scalekernels"), ("site-packages", "scalekernels")):
+        package, other = tmp_path / place / "scalebench", tmp_path / place / kernels
+        for folder, text in ((package / "data", "a"), (other, "b")):
+            folder.mkdir(parents=True)
+            (folder / "m.py").write_text(text)
+        monkeypatch.setattr(environment_module, "PACKAGE", package)
+        monkeypatch.setattr(environment_module, "_kernels_root", lambda other=other: other)
+        fingerprints.append(code_fingerprint.__wrapped__())
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_a_checkout_whose_changes_git_cannot_list_is_not_called_clean(monkeypatch) -> None:
+    monkeypatch.setattr(environment_module, "_git", lambda *words: None if words[0] == "status" else "commit")
+    assert environment_module.git_state.__wrapped__() == {"git_commit": "commit", "git_dirty": None}
 
 
 def test_memory_without_another_step_is_the_sizes_of_the_tensors() -> None:

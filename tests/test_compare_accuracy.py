@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scalekernels.accuracy import Errors, errors_of
 
-from scalebench.comparison.judge import accuracy_columns
+from scalebench.comparison.judge import IN_PARTS, Judge, accuracy_columns
 
 EXPECTED = {"out": torch.tensor([1.0, -4.0, 2.0], dtype=torch.float64)}
 
@@ -78,3 +80,17 @@ def test_without_an_eager_error_what_no_eager_error_excuses_is_wrong() -> None:
     assert "error 0.41 exceeds 0.4," in columns["error_note"]
     assert "out of memory" in columns["error_note"]
     assert accuracy_columns(off_by(0.39), None)["accepted"] is None
+
+
+def test_a_plain_path_that_does_not_fit_into_the_memory_of_a_cpu_is_measured_in_parts() -> None:
+    """torch reports memory that runs out as a plain RuntimeError there."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    eager = SimpleNamespace(prepare=lambda *_: full)
+    exact = {"out": torch.ones(2, dtype=torch.float64)}
+    module = SimpleNamespace(providers=lambda: {"eager": eager}, eager_in_parts=lambda *_: {"out": torch.ones(2)})
+    measured = Judge._with_eager(module, None, {}, False, None, lambda _: None, exact)
+    assert measured.eager is not None
+    assert measured.note == IN_PARTS

@@ -284,3 +284,22 @@ def test_an_import_names_its_run_and_why_there_is_no_verdict(command, tmp_path: 
     assert "float64" not in out  # nothing of it was checked
     run = out.rpartition("rows and samples: ")[2].strip()
     assert len(pd.read_parquet(tmp_path / run / "samples.parquet")) == 15
+
+
+def test_each_provider_has_its_own_cost(command, tmp_path: Path) -> None:
+    """A provider may compute more than another; ``extra_info`` of experiments/bench_support.py has what each does."""
+    costs = {"eager": 10, "masked": 20}
+    benchmarks = [timed(name, extra_info={"provider": name, "case": "c", "flops": costs[name]}) for name in costs]
+    benchmarks.append(timed("plain", extra_info={"provider": "plain", "case": "c"}))
+    (tmp_path / "b.json").write_text(json.dumps(pytest_file(*benchmarks)))
+    rows = json.loads(command("compare", "o", "--import", "b.json", "--json")[1])["rows"]
+    assert {row["provider"]: row["flops"] for row in rows} == {"eager": 10, "masked": 20, "plain": None}
+    eager, masked, plain = (row["achieved_flops_per_s"] for row in rows)
+    assert (eager, masked, plain) == (pytest.approx(1e4), pytest.approx(2e4), None)
+
+
+def test_a_baseline_that_is_not_there_is_named(command, tmp_path: Path) -> None:
+    benchmarks = [timed(name, extra_info={"provider": name, "case": "c"}) for name in ("eager", "other")]
+    (tmp_path / "b.json").write_text(json.dumps(pytest_file(*benchmarks)))
+    _, out, _ = command("compare", "o", "--import", "b.json", "--baseline", "torch")
+    assert "there is no provider 'torch'" in " ".join(out.split())

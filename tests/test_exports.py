@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,11 @@ from scalebench.points.files import is_results, open_table
 from scalebench.points.table import read_columns
 from scalebench.points.table_warnings import run_column, unit_warnings
 
+MLFLOW_TABLES = """
+create table runs (run_uuid, name, lifecycle_stage);
+create table metrics (run_uuid, step, key, value, is_nan);
+create table params (run_uuid, key, value);
+"""
 SIZES = {"small": 1e6, "middle": 1e7, "large": 1e8}
 
 
@@ -93,6 +100,66 @@ def test_logs_of_the_hugging_face_trainer_are_read(tmp_path: Path) -> None:
     assert sorted(columns.values["y"]) == [0.5, 1.5, 2.5]
     single = tmp_path / "small" / "checkpoint-300" / "trainer_state.json"
     assert read_columns(single, {"x": "step", "y": "loss"}).values["y"].tolist() == [4.1, 3.1, 2.6]
+
+
+def test_the_last_checkpoint_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    """Names sort by letters: checkpoint-1000 comes before checkpoint-500."""
+    trainer_state(tmp_path / "checkpoint-500", {500: 3.0})
+    trainer_state(tmp_path / "checkpoint-1000", {500: 3.0, 1000: 2.0})
+    assert read_columns(tmp_path, {"x": "step", "y": "eval_loss"}).values["x"].tolist() == [500, 1000]
+
+
+def test_a_metric_of_a_chart_may_have_a_hyphen(tmp_path: Path) -> None:
+    chart("val-loss").to_csv(tmp_path / "chart.csv", index=False)
+    assert "val-loss" in open_table(tmp_path / "chart.csv").names
+
+
+def mlflow_run(folder: Path, metric: str, **params: str) -> None:
+    (folder / "metrics").mkdir(parents=True)
+    (folder / "meta.yaml").write_text("run_name: r\n")
+    (folder / "metrics" / "loss").write_text(metric)
+    for name, value in params.items():
+        file = folder / "params" / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(value)
+
+
+def test_parameters_of_mlflow_may_lie_in_groups(tmp_path: Path) -> None:
+    mlflow_run(tmp_path / "0" / "a", "1700000000 2.5 1\n", optim__lr="0.1")
+    assert {"loss", "optim/lr"} <= set(open_table(tmp_path).names)
+
+
+def test_a_metric_of_mlflow_keeps_its_values_beside_a_parameter_of_that_name(tmp_path: Path) -> None:
+    mlflow_run(tmp_path / "files" / "0" / "a", "1700000000 0.5 1\n1700000001 0.25 2\n", loss="0.9")
+    (tmp_path / "base").mkdir()
+    with closing(sqlite3.connect(tmp_path / "base" / "mlflow.db")) as database:
+        database.executescript(
+            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active'); insert into params values ('r', 'loss', '9');"
+            "insert into metrics values ('r', 1, 'loss', 0.5, 0); insert into metrics values ('r', 2, 'loss', 0.25, 0);"
+        )
+    for folder in ("files", "base"):
+        columns = {"x": "step", "y": "loss"}
+        assert read_columns(tmp_path / folder, columns).values["y"].tolist() == [0.5, 0.25], folder
+
+
+def test_a_metric_of_mlflow_that_is_cut_short_is_one_line(command, tmp_path: Path) -> None:
+    mlflow_run(tmp_path / "mlruns" / "0" / "a", "1700000000 2.5 1\n1700000001")
+    code, out, err = command("fit", "mlruns", "--x-column", "step", "--y-column", "loss")
+    assert (code, out) == (2, "")
+    assert err.startswith("mlruns/0/a/metrics/loss: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_database_of_mlflow_is_read_in_a_folder_with_signs_of_urls(tmp_path: Path) -> None:
+    folder = tmp_path / "runs #1?a%20b"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        database.executescript(
+            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active');"
+            "insert into metrics values ('r', 1, 'm', 2.0, 0);"
+        )
+    assert "m" in open_table(folder).names
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_mlflow_runs_are_read_with_their_parameters(command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from scalebench import store
 from scalebench.measure.device_lock import WAITING
 from scalebench.running import processes
-from scalebench.running.engines import Resources, local
+from scalebench.running.engines import Resources, base, local
 
 
 def test_cores_are_dealt_without_overlap_and_shared_only_when_there_are_too_few(monkeypatch) -> None:
@@ -42,7 +42,7 @@ def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Place workers that do nothing, and return what the engine wrote for each of them, in the order they started."""
     monkeypatch.setattr(local, "usable_cpus", lambda: [0, 1])
     monkeypatch.setattr(local, "start_worker", lambda _, environment: processes.start(["true"], environment))
-    monkeypatch.setattr(local, "close_attempt", lambda *_: None)
+    monkeypatch.setattr(local, "close_ended", lambda *_: None)
     started: list[Path] = []
     start = local._start
 
@@ -94,7 +94,7 @@ def test_a_crash_below_a_limit_of_memory_says_that_the_limit_may_be_why(tmp_path
     crash = [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 11)"]
     monkeypatch.setattr(local, "start_worker", lambda _, environment: processes.start(crash, environment))
     closed: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(local, "close_attempt", lambda *ended: closed.append(ended))
+    monkeypatch.setattr(base, "close_attempt", lambda *ended: closed.append(ended))
     store.write_json(tmp_path / "trial.json", {"memory_limit_bytes": limit})
     assert list(local.place([tmp_path], [Resources()])) == [tmp_path]
     ((_, status, _, message),) = closed

@@ -192,6 +192,16 @@ def test_a_folder_without_locks_costs_the_peak_and_nothing_else(tmp_path: Path, 
     assert "Function not implemented" in peak.source
 
 
+def test_a_peak_that_cannot_be_written_keeps_no_other_trial_waiting(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node, "_measure", full)
+    folder = tmp_path / "s" / "nodes"
+    assert "No space" in node_peaks(folder, "cpu", ["float32"], 1)["float32"].source
+    assert FileLock(folder / f"{machine_id()}.lock").try_take(shared=True)
+
+
 def test_a_plan_assumes_what_was_measured_here_and_a_nominal_rate_before(tmp_path: Path, measured: list[Any]) -> None:
     study = tmp_path / "results" / "study"
     study.mkdir(parents=True)

@@ -9,10 +9,11 @@ from typing import get_args
 import numpy as np
 import pytest
 from command_support import CHINCHILLA, COLUMNS, planted, surface, write_study
+from cyclopts import Token
 
 from scalebench.cli.app import COMMANDS, app
 from scalebench.cli.commands.fit import by_configuration
-from scalebench.cli.options import Whole
+from scalebench.cli.options import Whole, _setting
 from scalebench.comparison.options import Options, check_import
 
 NAMES = [name for group in COMMANDS.values() for name in group]
@@ -96,6 +97,8 @@ REPEATED = ("optimal", "p.csv", "--unique-tokens", "1e9")
         ((*NEXT, "--x-column", "kind"), "not used by chinchilla: column 'kind' for x"),
         ((*NEXT, "--column", "foo=L"), "not used by chinchilla: column 'L' for foo"),
         ((*NEXT, "--candidates", "p.csv", "--reach", "2"), "--reach 2: extends the grid, which --candidates replaces"),
+        ((*NEXT, "--reach", "inf"), "--reach inf: a positive finite number is needed"),
+        (("predict", "fit.json", "--params", "1e7", "--input", "params=2e7"), "--input params: --params has it"),
         (("worth", "p.csv", "p.csv", *CHINCHILLA, "--flops-column", "C", "--tokens-column", "D"),
          "column 'C' for flops"),
         ((*REPEATED, *COLUMNS, "--unique-tokens-column", "D", "--non-embedding-column", "C"),
@@ -142,3 +145,16 @@ def test_what_is_watched_leaves_json_alone_on_standard_output(command) -> None:
     _, out, err = command("status", "results", "--watch", "--json")
     assert json.loads(out)["command"] == "status"
     assert "planted: " in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ('data.source="text:/data/corpus 10M clean.txt"', 'data.source="text:/data/corpus 10M clean.txt"'),
+        ("title='from 1M to 5M'", "title='from 1M to 5M'"),
+        (r'title="a \" 1M b"', r'title="a \" 1M b"'),
+        ("model.params=[1k, 1.5M]", "model.params=[1000, 1500000]"),
+    ],
+)
+def test_numbers_with_a_suffix_are_read_outside_quotes_alone(setting: str, text: str) -> None:
+    assert _setting(str, [Token(value=setting)]) == text

@@ -189,3 +189,9 @@ def test_a_full_disk_is_one_line_and_its_own_code() -> None:
     assert done.returncode == 2
     (line,) = done.stderr.decode().splitlines()
     assert "No space left on device" in line
+
+
+def test_a_file_whose_name_is_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("漢" * 83 + ".csv")  # 253 of 255 bytes
+    write_output(path, b"content")
+    assert path.read_bytes() == b"content"

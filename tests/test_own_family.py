@@ -11,6 +11,7 @@ from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, file_sha256
 from scalebench.families.own import REQUIRED
 from scalebench.running.planning import load_study, plan, resolve
+from scalebench.running.worker import invalid_reason
 from scalebench.store import load_results
 from scalebench.study import trial_id
 from scalebench.workloads.building import build_model, configuration
@@ -201,3 +202,11 @@ def test_it_is_swept_by_workers_and_recorded_and_its_code_runs_where_it_is_named
     file.write_text(original)
     code, _, err = command(*asked)
     assert "which cannot generate text" in err
+
+
+@pytest.mark.parametrize(("row", "reason"), [
+    ({"mixer_s": "gated", "pool_bytes": True, "mfu": None}, None),
+    ({"step_time_s": -1.0}, "negative step_time_s"),
+])  # fmt: skip
+def test_a_text_in_a_field_whose_name_ends_like_a_time_is_no_time(row: dict[str, object], reason: str | None) -> None:
+    assert invalid_reason(row) == reason

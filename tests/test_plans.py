@@ -13,9 +13,13 @@ from support import SMALL, edit_record
 
 from scalebench import store
 from scalebench.analysis.study import analyse
+from scalebench.cli.commands import sweeps
+from scalebench.cli.commands.watch import StudyProgress, study_progress
 from scalebench.data import open_data, open_source
+from scalebench.running.claims import Observer
 from scalebench.running.planning import load_study
 from scalebench.running.sweep import save_study, survey
+from scalebench.store.plans import joined_plans
 
 
 def saved(folder: Path, *settings: str, text: str = SMALL, finish: int = 99) -> dict[str, Any]:
@@ -199,3 +203,58 @@ def test_a_plan_whose_warm_up_never_ends_says_so(tmp_path: Path, command, steps:
     code, out, err = command("plan", "s.toml", "--set", f"train.steps={steps}")
     assert (code, err) == (0, "")
     assert (line in " ".join(out.split())) if line else ("warm-up" not in out)
+
+
+def progress(results: Path, name: str) -> StudyProgress:
+    folder = results / name
+    return study_progress(store.read_results(results), folder, Observer(folder))
+
+
+def test_a_trial_that_only_another_study_has_run_is_missing(tmp_path: Path, command) -> None:
+    """Trial ids do not depend on the study's name, so two studies can plan the same trial."""
+    saved(tmp_path)
+    saved(tmp_path, text=SMALL.replace('"small"', '"other"'), finish=1)
+    results = tmp_path / "results"
+    assert status(command, tmp_path)["studies"] == {"other": {"ok": 1, "missing": 3}, "small": {"ok": 4}}
+    assert command("status", results)[0] == 1
+    assert [progress(results, name).done for name in ("other", "small")] == [1, 4]
+
+
+def test_a_copy_of_a_study_has_no_missing_trials(tmp_path: Path, command) -> None:
+    saved(tmp_path)
+    results = tmp_path / "results"
+    shutil.copytree(results / "small", results / "twin")
+    assert status(command, tmp_path)["studies"] == {"small": {"ok": 4}, "twin": {}}
+    assert progress(results, "twin").done == 4
+
+
+def test_progress_of_a_plan_that_lists_ids_alone(tmp_path: Path) -> None:
+    (tmp_path / "s" / "trials").mkdir(parents=True)
+    store.write_study(tmp_path / "s", {"planned": ["a" * 16]})
+    assert (progress(tmp_path, "s").planned, progress(tmp_path, "s").done) == (1, 0)
+
+
+def test_a_folder_without_study_json_leaves_the_plan_of_the_other_folder(tmp_path: Path) -> None:
+    plan = saved(tmp_path)
+    shutil.copytree(tmp_path / "results", tmp_path / "copy")
+    (tmp_path / "copy" / "small" / "study.json").unlink()
+    assert store.read_results(tmp_path / "results", tmp_path / "copy").studies == {"small": plan}
+
+
+def test_trials_of_earlier_plans_outlast_a_plan_that_lost_all_of_its_own() -> None:
+    joined = joined_plans({"planned": [], "earlier": [{"trial_id": "a"}]}, {"planned": [{"trial_id": "b"}]})
+    assert store.earlier_ids(joined) == ("a",)
+    assert store.planned_ids(joined) == ("b",)
+
+
+def test_a_trial_whose_checkpoints_are_damaged_is_run_again(tmp_path: Path) -> None:
+    saved(tmp_path)
+    study = load_study(tmp_path / "small.toml", ["run.checkpoint_steps=10"])
+    for attempt in (tmp_path / "results").glob("small/trials/*/attempt-*"):
+        (attempt / "checkpoints.json").write_text("{")
+    assert len(survey(study, tmp_path / "results").missing) == 4
+
+
+def test_a_demo_that_was_stopped_can_be_continued(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "run_study", lambda *_, **__: 3)
+    assert sweeps.run_demo(tmp_path / "results", None) == 3

@@ -133,6 +133,12 @@ def test_json_lines_are_read(tmp_path: Path, suffix: str) -> None:
     assert read_columns(path, COLUMNS, "L < 3.4").values["loss"].tolist() == [3.2, 3.0]
 
 
+def test_a_wrong_value_in_json_lines_is_on_the_line_that_editors_show(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"N": 1e6, "L": 3}\n\n{"N": 2e6, "L": -2}\n', "p.jsonl")
+    (line,) = refused(path)
+    assert line.startswith(f"{path}, line 3, column 'L': -2 is negative")
+
+
 def test_the_last_complete_row_of_each_run_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, "run,N,L\na,1,9\na,1,8\nb,2,7\na,1,\nb,2,6\nc,4,5\n")
     table = read_columns(path, COLUMNS, last_of="run")

@@ -226,7 +226,7 @@ def test_a_worker_past_its_limit_is_stopped_and_has_no_exit_code(tmp_path: Path)
 def test_every_end_of_a_worker_is_a_status(tmp_path: Path, code: int | None, status: str) -> None:
     attempt = store.new_attempt(tmp_path / "study", "t")
     store.write_header(attempt, {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
-    ray._close(ray._Placed(attempt, Resources(), 1), code)
+    ray.close_ended(attempt, code)
     assert store.read_record(attempt)["status"] == status
 
 

@@ -24,7 +24,7 @@ from scalebench.running.engines.base import Resources
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import main
 from scalebench.workloads import read_trial
-from scalebench.workloads.resuming import INDEX, find_snapshot
+from scalebench.workloads.resuming import INDEX, delete_snapshots, find_snapshot
 
 STUDY = """
 schema = 1
@@ -227,3 +227,21 @@ def test_a_worker_killed_at_a_random_step(whole: Path, tmp_path: Path, drivers: 
     row = finish(attempt, header)
     assert row["resumed_attempts"] >= 1
     same(whole, attempt)
+
+
+def test_a_snapshot_that_cannot_be_deleted_stops_nothing(tmp_path: Path, monkeypatch) -> None:
+    """As in the folder of another user's attempt."""
+    attempts = [tmp_path / f"attempt-{number}" for number in (1, 2)]
+    for attempt in attempts:
+        (attempt / "resume-5").mkdir(parents=True)
+        (attempt / "resume.json").write_text("{}")
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == attempts[0]:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    delete_snapshots(tmp_path)
+    assert not (attempts[1] / "resume.json").exists()

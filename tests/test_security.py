@@ -279,3 +279,7 @@ def test_nothing_of_the_surroundings_is_in_a_record(tmp_path: Path, monkeypatch)
     store.write_record(attempt, {"trial_id": "a", "status": "ok"} | environment.environment("cpu"))
     assert SECRET not in (attempt / "record.json").read_text()
     assert os.environ["MY_SECRET"] == SECRET
+
+
+def test_a_password_with_an_at_sign_is_hidden_as_a_whole() -> None:
+    assert hide("https://user:p@ss@host/x?y=1") == "https://***@host/x?y=1"

@@ -8,6 +8,7 @@ from pathlib import Path
 from command_support import planted, write_study
 
 from scalebench import store
+from scalebench.cli.commands.generate import find_weights
 from scalebench.workloads.weights import WEIGHTS
 
 
@@ -60,3 +61,29 @@ def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path:
     _, _, err = command("generate", "results", "--prompt", "a")
     assert f"planted/{best['trial_id']}" in err.splitlines()[0]
     assert "the lowest of 12 with weights" in err.splitlines()[0]
+
+
+def test_numbers_of_the_list_are_those_of_the_records(command, tmp_path: Path) -> None:
+    rows = planted()[:2]
+    rows[0] |= {"step_time_median_s": 1.23456789123e-7}
+    rows[1] |= {"step_time_median_s": None, "status": "failed", "error_class": "E", "error_message": "m"}
+    write_study(tmp_path / "results" / "planted", rows)
+    trials = {trial["trial_id"]: trial for trial in json.loads(command("show", "--json")[1])["trials"]}
+    assert [trials[row["trial_id"]]["step_time_median_s"] for row in rows] == [1.23456789123e-7, None]
+    (failed,) = json.loads(command("status", "results", "--json")[1])["not_ok"]
+    assert (failed["trial_id"], failed["stop_step"]) == (rows[1]["trial_id"], None)
+
+
+def test_of_a_trial_in_two_studies_the_one_with_a_result_is_shown_and_the_one_with_weights_generates(
+    command, tmp_path: Path
+) -> None:
+    row = planted()[0]
+    results, trial = tmp_path / "results", str(row["trial_id"])
+    write_study(results / "planted", [row])
+    attempt = results / "planted" / "trials" / trial / "attempt-1"
+    (attempt / WEIGHTS).write_bytes(b"")
+    (results / "zeta" / "trials" / trial / "attempt-1").mkdir(parents=True)
+    code, out, _ = command("show", trial)
+    assert code == 0
+    assert out.startswith(f"planted/{trial}: ok")
+    assert find_weights(results, trial) == (attempt, None)

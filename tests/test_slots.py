@@ -57,7 +57,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     queued = Queue()
     monkeypatch.setattr(local, "start_worker", queued.start)
     monkeypatch.setattr(processes, "stop", lambda _: 0)
-    monkeypatch.setattr(local, "close_attempt", lambda *_: None)
+    monkeypatch.setattr(local, "close_ended", lambda *_: None)
     monkeypatch.setattr(local, "usable_cpus", lambda: [*range(8)])
     monkeypatch.setattr(local, "POLL_S", 0.0)
     return queued

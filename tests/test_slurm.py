@@ -264,3 +264,13 @@ def test_a_controller_that_does_not_answer_says_nothing_about_tasks(
     assert slurm_queue.queue() is None
     fake.write_text("#!/bin/sh\necho '12 3 FAILED 256 NonZeroExitCode'\necho '13 N/A PENDING 0 Priority'\n")
     assert slurm_queue.queue() == {slurm_queue.Task("12", 3): slurm_queue.State("FAILED", 1, "NonZeroExitCode")}
+
+
+def test_a_results_folder_may_have_a_sign_that_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    study = tmp_path / "old\rresults\u2028" / "s"
+    attempt = study / "trials" / "a" / "attempt-1"
+    attempt.mkdir(parents=True)
+    (study / "slurm").mkdir()
+    (study / "slurm" / "x.job").write_text("7")
+    (study / "slurm" / "x.tasks").write_text(f"{attempt}\n", newline="")
+    assert slurm_queue.submitted(study) == {slurm_queue.Task("7", 0): attempt}

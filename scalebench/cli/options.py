@@ -15,7 +15,10 @@ from scalebench.comparison.options import Whole
 __all__ = ["Whole"]  # as for the other types, commands import it from here
 
 RESULTS = Path("results")
-SUFFIXED = re.compile(r"""(?<![\w.:"'/-])\d[\d_]*(?:\.\d+)?[kKMBGT](?![\w"'/-])""")  # 124M in a setting
+# 124M in a setting, outside the texts in quotes.
+SUFFIXED = re.compile(
+    r"""(?P<quoted>"(?:[^"\\]|\\.)*"|'[^']*')|(?<![\w.:"'/-])\d[\d_]*(?:\.\d+)?[kKMBGT](?![\w"'/-])"""
+)
 
 
 def _quantity(_type: Any, tokens: Sequence[Token]) -> float:
@@ -44,7 +47,7 @@ def _setting(_type: Any, tokens: Sequence[Token]) -> str:
     from scalebench.points.numerals import number
 
     key, _, text = tokens[0].value.partition("=")
-    written = SUFFIXED.sub(lambda match: f"{number(match[0]):.0f}", text)
+    written = SUFFIXED.sub(lambda match: match["quoted"] or f"{number(match[0]):.0f}", text)
     try:
         loads(f"value = {written}")
     except (TOMLDecodeError, RecursionError):

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,11 +61,11 @@ class BenchmarkFile:
 def read_benchmarks(path: Path) -> BenchmarkFile:
     """Read a file of any of the formats. Raises ``InputError``."""
     try:
-        content = read_json(path)
+        content = read_json(path, finite=False)  # asv writes NaN
     except StoreError as error:
         raise InputError([str(error)]) from error
     for tool, (keys, benchmarks, shared) in FORMATS.items():
-        if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items()):
+        if all(isinstance(content.get(key), kind) for key, kind in keys.items()):
             entries = tuple(benchmarks(path, content))
             others = tuple(filter(NOT_A_TIME.search, content["results"])) if tool == "asv" else ()
             if not entries:
@@ -151,8 +152,17 @@ def _pytest_machine(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         "python_version": info.get("python_version"),
         "git_commit": commit.get("id"),
         "git_dirty": commit.get("dirty"),
-        "started_at": content.get("datetime"),
+        "started_at": _in_utc(content.get("datetime")),
     }
+
+
+def _in_utc(moment: Any) -> Any:
+    """Return a time of a file in UTC; one without an offset, or that is no time, as it is."""
+    try:
+        parsed = datetime.fromisoformat(moment)
+    except (TypeError, ValueError):
+        return moment
+    return moment if parsed.tzinfo is None else parsed.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _machine_id(*parts: Any) -> str:
@@ -199,7 +209,7 @@ def _google(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
 def _google_machine(_: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     context = content["context"]
     parts = (context.get("host_name"), context.get("num_cpus"), context.get("mhz_per_cpu"))
-    return {"machine_id": _machine_id(*parts), "started_at": context.get("date")}
+    return {"machine_id": _machine_id(*parts), "started_at": _in_utc(context.get("date"))}
 
 
 def _asv(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
@@ -218,8 +228,8 @@ def _asv(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
         combinations = list(product(*params)) if params else [()]
         all_samples = stored_samples or [None] * len(combinations)
         for combination, result, samples in zip(combinations, results, all_samples, strict=False):
-            if result is None or (isinstance(result, float) and math.isnan(result)):
-                continue  # asv's mark of a combination that was skipped
+            if result is None:
+                continue  # asv writes NaN for a combination that was skipped, null for one that failed
             case = ", ".join(map(str, combination)) or "all"
             short = name.rpartition(".")[2]
             median = _seconds(path, f"{name} ({case})", result, "the result")

@@ -128,16 +128,17 @@ def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: s
         groups.setdefault(benchmark["provider"], {})[benchmark["process"]] = benchmark
     processes = sorted({benchmark["process"] for benchmark in part})
     filled = {name: [group.get(process, {"status": ABSENT}) for process in processes] for name, group in groups.items()}
-    own = ("status", "provider", "process", "samples_s", "median_s", "calls_per_sample", "stop_reason")
-    head = {key: value for key, value in part[0].items() if key not in own}
-    head |= {"case_index": number, "source": request["source"], "command": request["command"]}
-    for row in case_rows(head, filled, {}, request["baseline"], request["margin"], {}):
-        first = next(iter(groups[row["provider"]].values()))
+    of_run = ("source", "status", "provider", "process", "samples_s", "median_s", "calls_per_sample", "stop_reason")
+    firsts = {name: next(iter(group.values())) for name, group in groups.items()}
+    own = {name: {key: value for key, value in first.items() if key not in of_run} for name, first in firsts.items()}
+    head = {"case_index": number, "source": request["source"], "command": request["command"]}
+    for row in case_rows(head, filled, own, request["baseline"], request["margin"], {}):
+        first = firsts[row["provider"]]
         if row.get("time_median_s") is None:  # a file saved without samples still has the median
             row.update({"time_median_s": first["median_s"], "timing_method": first["timing_method"]})
             row.update(rate_columns(row))
         if request["baseline"] not in filled and machines:
-            elsewhere = head["machine_id"] not in machines
+            elsewhere = part[0]["machine_id"] not in machines
             reason = "was measured on another machine" if elsewhere else "was not measured in this case"
             row["verdict_reason"] = f"no verdict: the baseline {reason}"
         yield row

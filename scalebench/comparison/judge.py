@@ -11,6 +11,8 @@ import torch
 from scalekernels.accuracy import Errors, Terms, errors_of, judge, largest_allowed, terms_of
 from torch import Tensor
 
+from scalebench.running.limits import allocation_failed
+
 Tensors = Mapping[str, Tensor]
 IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not fit into memory as a whole"
 
@@ -58,7 +60,7 @@ class Judge:
         try:
             return cls(expected, errors_of(eager.prepare(case, inputs, backward)(), expected))
         except Exception as error:  # noqa: BLE001 - as above
-            reason, full = _first(error), isinstance(error, torch.OutOfMemoryError | MemoryError)
+            reason, full = _first(error), allocation_failed(error)
         parts = getattr(module, "eager_in_parts", None)
         if not full or parts is None:
             return cls(expected, None, reason)

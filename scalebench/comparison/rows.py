@@ -95,9 +95,10 @@ def case_rows(
     margin: float,
     summaries: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a case: ``group`` maps each provider to its results in all processes, ``costs`` to its cost.
+    """Yield the rows of a case: ``group`` maps each provider to its results in all processes.
 
-    A process that did not measure a provider has the status "absent" there and is left out.
+    ``costs`` maps it to the columns that are its own whatever was measured, such as its cost. A process that did not
+    measure a provider has the status "absent" there and is left out.
     """
     against = group.get(baseline)
     for name, runs in group.items():

@@ -60,3 +60,12 @@ def core_use(cpus: Sequence[int]) -> CoreUse | None:
     usage = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own_s = sum(part.ru_utime + part.ru_stime for part in usage)
     return CoreUse(len(usage_rows), ticks / os.sysconf("SC_CLK_TCK"), own_s, time.monotonic())
+
+
+def start_ticks(process: int | str = "self") -> int:
+    """Return when a process, given by its id, was started: clock ticks since boot, on Linux.
+
+    Raises ``OSError`` where it does not run.
+    """
+    text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(text.rpartition(")")[2].split()[19])

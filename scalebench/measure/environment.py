@@ -48,8 +48,9 @@ def code_fingerprint() -> str:
     if (kernels := _kernels_root()) is not None:
         roots.append(kernels)
     digest = hashlib.sha256()
-    for path in sorted(file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for root in roots:  # root by root: where these lie depends on the installation
+        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
@@ -70,10 +71,11 @@ def _git(*arguments: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of this package's checkout; null if it is not run from one."""
+    """Return commit and dirty flag of this package's checkout; null if it is not run from one, or git fails."""
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain", "."))}
+    changes = _git("status", "--porcelain", ".")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
 @lru_cache(maxsize=1)

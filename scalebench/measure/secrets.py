@@ -19,7 +19,7 @@ VALUE = re.compile(
     r"|\b[Bb]earer[ -]\S+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
 )
-IN_URL = re.compile(r"(://)[^/\s@]+@")  # user:password@ and token@
+IN_URL = re.compile(r"(://)[^/\s]+@")  # user:password@ and token@; a password may have an @ itself
 ASSIGNED = re.compile(rf"({_NAME}[\w.-]*[=:]\s*)[^\s&,;'\"]+", re.IGNORECASE)
 
 

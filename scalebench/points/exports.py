@@ -28,7 +28,8 @@ DATABASE = "mlflow.db"
 SHOWN_COLUMNS = 20
 DEEPEST = 4  # folders below the one named
 RUN, STEP = "run", "step"
-CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>[^-]+)")
+CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+)")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 # --- Weights & Biases ------------------------------------------------------------------------------------------------
@@ -99,8 +100,14 @@ def _runs(root: Path) -> Iterator[tuple[str, Path]]:
         elif next(folder.glob(EVENTS), None) is not None:
             yield "events", folder
         elif depth < DEEPEST and not (folder / "study.json").exists():
-            folders = [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name != "trials"]
-            pending += [(child, depth + 1) for child in folders]
+            folders = [child for child in folder.iterdir() if child.is_dir() and child.name != "trials"]
+            pending += [(child, depth + 1) for child in sorted(folders, key=_place_in_run)]
+
+
+def _place_in_run(folder: Path) -> tuple[int, str]:
+    """Return what folders are ordered by: checkpoints by their step, any other before them by name."""
+    checkpoint = CHECKPOINT.fullmatch(folder.name)
+    return (int(checkpoint[1]) if checkpoint else -1), folder.name
 
 
 def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
@@ -125,7 +132,7 @@ def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
 def _run_name(path: Path, place: Path) -> str:
     folder = place.parent if place.is_file() else place
     inner = folder.relative_to(path) if folder.is_relative_to(path) else Path()
-    parts = [part for part in inner.parts if not re.fullmatch(r"checkpoint-\d+", part)]
+    parts = [part for part in inner.parts if not CHECKPOINT.fullmatch(part)]
     return "/".join(parts) or (path.name if path.is_dir() else path.parent.name)
 
 
@@ -144,23 +151,35 @@ def _trainer_rows(path: Path) -> pd.DataFrame:
 
 
 def _mlflow_rows(folder: Path) -> pd.DataFrame:
-    """Return a run of MLflow's file store: its metrics by step, and its parameters in every row."""
+    """Return a run of MLflow's file store: its metrics by step, and in every row its parameters of other names."""
     metrics = {}
     for file in sorted((folder / "metrics").rglob("*")):
         if file.is_file():
-            lines = [line.split() for line in read_bytes(file).decode().splitlines() if line.strip()]
-            name = file.relative_to(folder / "metrics").as_posix()
-            metrics[name] = pd.Series({int(line[2]) if len(line) > 2 else 0: float(line[1]) for line in lines})
+            metrics[file.relative_to(folder / "metrics").as_posix()] = _mlflow_metric(file)
     frame = pd.DataFrame(metrics).rename_axis(STEP).reset_index()
-    for file in sorted((folder / "params").glob("*")):
-        frame[file.name] = read_bytes(file).decode().strip()
+    for file in sorted((folder / "params").rglob("*")):
+        name = file.relative_to(folder / "params").as_posix()
+        if file.is_file() and name not in frame:
+            frame[name] = read_bytes(file).decode(errors="replace").strip()
     return frame
 
 
-def _database_rows(path: Path) -> pd.DataFrame:
-    """Return the runs of MLflow's database: their metrics by step, and their parameters in every row."""
+def _mlflow_metric(file: Path) -> pd.Series:
+    """Return the values of a metric by step: a line has time, value and step, which older versions lack."""
+    content = read_bytes(file)
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        lines = [line.split() for line in content.decode().splitlines() if line.strip()]
+        return pd.Series({int(line[2]) if len(line) > 2 else 0: float(line[1]) for line in lines})
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            [f"{file}: not a metric of MLflow, whose lines have time, value and step ({error})"]
+        ) from error
+
+
+def _database_rows(path: Path) -> pd.DataFrame:
+    """Return the runs of MLflow's database: their metrics by step, and in every row parameters of other names."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             run_names = pd.read_sql_query("select run_uuid, name from runs where lifecycle_stage = 'active'", database)
             metrics = pd.read_sql_query("select run_uuid, step, key, value from metrics where is_nan = 0", database)
             parameters = pd.read_sql_query("select run_uuid, key, value from params", database)
@@ -170,6 +189,7 @@ def _database_rows(path: Path) -> pd.DataFrame:
     if metrics.empty:
         raise InputError([f"{path}: no active run has a metric"])
     wide = metrics.pivot_table("value", ["run_uuid", STEP], "key", aggfunc="last").reset_index()
+    parameters = parameters[~parameters["key"].isin(wide.columns)]
     if len(parameters):
         wide = wide.merge(parameters.pivot_table("value", "run_uuid", "key", "last"), "left", "run_uuid")
     repeated = run_names["name"].duplicated(keep=False) | run_names["name"].isna()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from scalebench.errors import InputError, number_of
 from scalebench.points import exports
 from scalebench.points.batches import Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
-from scalebench.points.text_files import encoding_of, open_bytes, open_native
+from scalebench.points.text_files import encoding_of, open_bytes, open_native, open_text
 from scalebench.store import Results, of_plans, read_results
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -117,12 +118,16 @@ def _open_as_stored(path: Path) -> Table:
     return _open_parquet(path) if path.name.lower().endswith(PARQUET) else open_csv(path)
 
 
-def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> Table:
-    """Return a data frame as a table; ``note`` is how it was made."""
+def _row_number(row: int) -> str:
+    return f"row {row + 1}"
+
+
+def of_frame(path: Path, frame: pd.DataFrame, note: str, place: Callable[[int], str] = _row_number) -> Table:
+    """Return a data frame as a table; ``note`` is how it was made, ``place(row)`` where a row is for the user."""
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = frame[name].iloc[row]
-        return f"{place} {row + 1}", "" if pd.isna(value) else str(value)
+        return place(row), "" if pd.isna(value) else str(value)
 
     names = tuple(map(str, frame.columns))
     return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note=note)
@@ -135,7 +140,13 @@ def _open_lines(path: Path) -> Table:
             file = BytesIO(file.read().decode(encoding_of(path)).encode())  # noqa: PLW2901 - pyarrow reads UTF-8 alone
         table = pa_json.read_json(file, pa_json.ReadOptions(block_size=1 << 24))
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    return of_frame(path, table.select(plain).to_pandas(), "", "line")
+    return of_frame(path, table.select(plain).to_pandas(), "", lambda row: _line_of_row(path, row))
+
+
+def _line_of_row(path: Path, row: int) -> str:
+    """Return the line of a row in JSON lines, of which empty ones are no rows."""
+    with open_text(path, errors="replace") as file:
+        return f"line {next(islice((i for i, line in enumerate(file, 1) if line.strip()), row, None))}"
 
 
 # --- Parquet, results folders ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from scalebench.measure.contention import start_ticks
 from scalebench.measure.environment import machine_id
 from scalebench.store import StoreError, make_folder, read_header, read_json
 
@@ -110,11 +112,17 @@ def process_space() -> str:
 
 
 def process_start(pid: int) -> float | None:
-    """Return a number that tells a process from later ones with its id; None for one that does not run."""
+    """Return a number that tells a process from later ones with its id; None for one that does not run.
+
+    On Linux these are the ticks of the clock from boot to its start; psutil adds the time of day at boot, which is
+    another once the clock is set.
+    """
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return float(start_ticks(pid)) if sys.platform == "linux" else process.create_time()
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None
 
 

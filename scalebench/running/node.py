@@ -113,9 +113,11 @@ def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[st
     path, lock = folder / f"{machine_id()}.json", FileLock(folder / f"{machine_id()}.lock")
     while (peaks := peaks_on_file(path, precisions, threads, within_s=FRESH_S)) is None:
         if lock.try_take():
-            if peaks_on_file(path, precisions, threads, within_s=FRESH_S) is None:
-                _measure(path, precisions, threads)
-            lock.release()
+            try:
+                if peaks_on_file(path, precisions, threads, within_s=FRESH_S) is None:
+                    _measure(path, precisions, threads)
+            finally:  # else the other workers would wait until this one's trial has ended
+                lock.release()
         elif lock.try_take(shared=True):  # another trial trains; it may have measured since the file was read
             return peaks_on_file(path, precisions, threads) or dict.fromkeys(precisions, Peak(None, BUSY))
         else:

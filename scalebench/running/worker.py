@@ -160,7 +160,9 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
         return str(row["invalid_reason"])
     if (row.get("mfu") or 0) > 1:
         return f"achieved {row['mfu']:.0%} of the peak ({row['peak_source']})"
-    negative = [name for name, value in row.items() if name.endswith(("_s", "_bytes")) and (value or 0) < 0]
+    # A text is a field of a user's model.
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    negative = [name for name, value in numbers.items() if name.endswith(("_s", "_bytes")) and value < 0]
     return f"negative {', '.join(negative)}" if negative else None
 
 

@@ -163,11 +163,14 @@ def read_tail(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def read_json(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object, or raise ``StoreError`` naming the file and what is wrong with it."""
+def read_json(path: Path, limit: int = JSON_BYTES, *, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON object, or raise ``StoreError`` naming the file and what is wrong with it.
+
+    NaN and infinity, which are not JSON, are wrong too; without ``finite``, for files of other programs, they are null.
+    """
     content = read_bytes(path, limit)
     try:
-        value = json.loads(content, parse_constant=_no_constant)
+        value = json.loads(content, parse_constant=_no_constant if finite else lambda _: None)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):

@@ -43,7 +43,7 @@ def check_output(path: Path) -> None:
 
 def _replace(target: Path, content: bytes, before: os.stat_result | None) -> None:
     """Replace a regular file as a whole."""
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # the target's name may be as long as names can be
     try:
         with temporary.open("wb") as file:
             file.write(content)

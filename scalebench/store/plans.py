@@ -119,6 +119,11 @@ def planned_ids(study: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(trial["trial_id"] if isinstance(trial, dict) else trial) for trial in planned)
 
 
+def planned_flops(study: Mapping[str, Any]) -> dict[str, int | None]:
+    """Return the FLOPs of each planned trial by id, None where the plan has only the id."""
+    return {trial_id: trial.get("flops") for trial_id, trial in _trials(study).items()}
+
+
 def earlier_ids(study: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the ids of trials that only earlier versions of a study planned: of another file, or of other data."""
     return planned_ids({"planned": study.get("earlier")})
@@ -137,9 +142,12 @@ def replaced_plan(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str
 def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     """Return a study's ``study.json`` with the planned trials, field values and dials of both.
 
-    Two folders may hold parts of one study, and so may two runs with other ``--set`` values.
+    Two folders may hold parts of one study, and so may two runs with other ``--set`` values. The later one counts in
+    all else, unless it is absent or damaged ({}).
     """
-    if not (planned_ids(earlier) and planned_ids(study)):
+    if not study:
+        return dict(earlier)
+    if not planned_ids(study) or not (planned_ids(earlier) or earlier_ids(earlier)):
         return study
     before = dict.fromkeys([*earlier_ids(earlier), *earlier_ids(study)])
     trials = _trials(earlier) | _trials(study)

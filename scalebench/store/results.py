@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ class Results:
     name of a file that records list and that is missing; those records count. ``studies`` maps a study's name to
     its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
     A study has the name of its folder, whatever its records say; ``copied`` has a line per study whose trials are all
-    copies of another's, which count once.
+    copies of another's, which count once. ``recorded`` maps a study's name to the trials with a record in its folder,
+    copies included: two studies can plan the same trial, and its record in one is no result of the other.
     """
 
     frame: pd.DataFrame
@@ -41,6 +42,7 @@ class Results:
     studies: Mapping[str, dict[str, Any]]
     incomplete: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
+    recorded: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def read_results(*paths: str | Path) -> Results:
@@ -52,16 +54,18 @@ def read_results(*paths: str | Path) -> Results:
     tables: list[pd.DataFrame] = []
     files: list[Missing] = []
     studies: dict[str, dict[str, Any]] = {}
+    recorded: dict[str, set[str]] = defaultdict(set)
     for study_dir in dict.fromkeys(folder for path in paths for folder in study_dirs(Path(path))):
         study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
         studies[name] = joined_plans(studies.get(name, {}), study)
         table, sizes = study_table(study_dir, damaged)
         table[FOLDER] = name
+        recorded[name].update(table["trial_id"])
         tables.append(table)
         files += sizes
     frame, copied = _each_attempt_once(joined(tables or [table_of([]).assign(**{FOLDER: None})]))
     frame["study"] = frame.pop(FOLDER)
-    return Results(frame, tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)), copied)
+    return Results(frame, tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)), copied, recorded)
 
 
 def _each_attempt_once(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -93,8 +97,8 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
     indexed = index.read_index(study_dir) if len(names) >= index.SMALLEST else None
     known = set() if indexed is None else set(indexed[index.TRIAL].tolist())
     stale = [name for name in names if name not in known]
-    enough = max(index.SMALLEST * index.MOST_STALE, index.MOST_STALE * len(names))
-    now_ns = index.file_system_time_ns(study_dir) if len(names) >= index.SMALLEST and len(stale) > enough else None
+    rewrite = len(names) >= index.SMALLEST and len(stale) > index.MOST_STALE * len(names)
+    now_ns = index.file_system_time_ns(study_dir) if rewrite else None
     readings = [read_trial_dir(study_dir / "trials" / name) for name in stale]
     damaged += [line for reading in readings for line in reading.damaged]
     fresh = table_of(readings)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,19 @@ def study_dirs(path: Path) -> list[Path]:
             f"{path}: no results here{absent}; expected a results folder, or a study's folder in one, "
             "as `scalebench run STUDY` makes"
         )
+    return folders
+
+
+def trial_folders(results: Path, better: Callable[[Path], bool]) -> dict[str, Path]:
+    """Return the folders of all trials under a results folder by id: studies and, in each, trials in order.
+
+    Of a trial that several studies have, the last folder that is ``better``, else the last. Raises ``StoreError``.
+    """
+    folders: dict[str, Path] = {}
+    for study in study_dirs(results):
+        for path in sorted((study / "trials").iterdir()):
+            if path.name not in folders or better(path) or not better(folders[path.name]):
+                folders[path.name] = path
     return folders
 
 

@@ -63,6 +63,11 @@ def build_model(trial: Trial, device: torch.device, implementation: str | None =
     return built.to(device)
 
 
+def plain_implementation(family: str) -> str:
+    """Return the fastest implementation of a family that runs on any machine; weights are the same for all of them."""
+    return "sdpa" if "sdpa" in FAMILIES[family].IMPLEMENTATIONS else "eager"
+
+
 def _check_count(trial: Trial, model: nn.Module) -> None:
     """Raise ``RuntimeError`` if a model of a user's own file has other parameters than the file counts."""
     counted = FAMILIES[trial.family].count(configuration(trial), getattr(trial.spec, "sequence_length", None)).total

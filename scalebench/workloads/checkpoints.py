@@ -44,8 +44,11 @@ def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
 
 
 def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:
-    """Return whether an attempt kept a checkpoint after each of these numbers of steps."""
-    return set(steps) <= set(checkpoints(attempt))
+    """Return whether an attempt kept a checkpoint after each of these steps; False if its list is damaged."""
+    try:
+        return set(steps) <= set(checkpoints(attempt))
+    except StoreError:
+        return False
 
 
 def copy_checkpoints(earlier: Path, attempt: Path, done: int) -> None:

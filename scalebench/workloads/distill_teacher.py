@@ -16,7 +16,7 @@ from scalebench.families import FAMILIES
 from scalebench.study import Trial
 from scalebench.tasks import Batch, GivesLogits
 from scalebench.workloads.batches import to_device
-from scalebench.workloads.building import configuration
+from scalebench.workloads.building import configuration, plain_implementation
 from scalebench.workloads.distill_loss import divergence, log_probabilities, most_likely, truncated_divergence
 from scalebench.workloads.loop import Computation, computing
 from scalebench.workloads.weights import load_weights
@@ -27,9 +27,8 @@ INDEX_TYPES = ((2**8, torch.uint8), (2**15, torch.int16), (2**31, torch.int32))
 
 def load_teacher(trial: Trial, attempt: Path, sha256: str, device: torch.device) -> nn.Module:
     """Return a trained model for evaluation, none of its weights trainable; raises ``StoreError`` as loading does."""
-    plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
     with device:
-        model = FAMILIES[trial.family].build(configuration(trial), plain).to(device)
+        model = FAMILIES[trial.family].build(configuration(trial), plain_implementation(trial.family)).to(device)
     load_weights(model, attempt, sha256)
     return model.eval().requires_grad_(requires_grad=False)
 

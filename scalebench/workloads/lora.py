@@ -49,7 +49,7 @@ def matrices(model: nn.Module) -> dict[str, list[str]]:
 
 
 def chosen(model: nn.Module, requested: str, rank: int) -> str:
-    """Return the names of the matrices to adapt, joined by commas; ``asked`` is "all" or such names.
+    """Return the names of the matrices to adapt, joined by commas; ``requested`` is "all" or such names.
 
     "all" are the hidden layers, without those that a model names in ``OUTER``. Raises ``InputError`` for a model
     without matrices named so, and for a rank that one of them is too small for.

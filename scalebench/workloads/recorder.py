@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from scalebench.measure.contention import core_use
+from scalebench.measure.contention import core_use, start_ticks
 from scalebench.measure.device_lock import WAITING, DeviceLock, gpu_uuid
 from scalebench.store import Column, write_atomically
 
@@ -41,8 +41,7 @@ COLUMNS = (
 def process_age_s() -> float:
     """Return how long this process has run, in seconds, since it was started or forked."""
     if hasattr(time, "CLOCK_BOOTTIME"):  # Linux; psutil adds a time of boot in whole seconds
-        ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks() / os.sysconf("SC_CLK_TCK")
     return time.time() - psutil.Process().create_time()
 
 

@@ -11,6 +11,7 @@ is passed over with a line on stderr.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -163,7 +164,8 @@ def delete_snapshots(trial_dir: Path, keep: Path | None = None) -> None:
         if attempt.is_symlink():
             continue
         if keep is None or keep.parent != attempt:
-            (attempt / INDEX).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (attempt / INDEX).unlink()
         for folder in attempt.glob("resume-*"):
             if folder != keep:
                 shutil.rmtree(folder, ignore_errors=True)

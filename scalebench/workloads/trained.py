@@ -12,7 +12,7 @@ from scalebench.families import FAMILIES
 from scalebench.store import StoreError, read_json
 from scalebench.study import Trial
 from scalebench.workloads import trial_of
-from scalebench.workloads.building import build_model, configuration
+from scalebench.workloads.building import build_model, configuration, plain_implementation
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.classifier import with_head
 from scalebench.workloads.quantize_file import QUANTIZED, read_quantized
@@ -28,9 +28,8 @@ def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, 
     """
     trial, folder = trial_of(attempt, None), checkpoint or attempt
     check_size(trial, folder)
-    # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
-    plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
-    model = with_head(build_model(trial, torch.device("cpu"), plain), trial)
+    built = build_model(trial, torch.device("cpu"), plain_implementation(trial.family))
+    model = with_head(built, trial)
     load_weights(model, folder)
     if isinstance(recorded := _recorded_sha256(attempt, checkpoint), str):
         check_sha256(folder / WEIGHTS, recorded)

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from scalebench.analysis.suite import SuiteSummary, summarize_suite
+from scalebench.cli import INTERRUPTED
 from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, one_line, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
@@ -67,7 +68,7 @@ def _announce(plan: ComparisonPlan) -> None:
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> int:
-    code = 3 if comparison.ended == "interrupted" else 0 if comparison.good else 1
+    code = INTERRUPTED if comparison.ended == "interrupted" else 0 if comparison.good else 1
     if comparison.ended:
         left = f"; not measured: {', '.join(comparison.not_measured)}" if comparison.not_measured else ""
         kept = ", what was measured is kept" if comparison.rows else ""
@@ -94,7 +95,8 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
         _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     else:
         names = ", ".join(dict.fromkeys(str(row["provider"]) for row in comparison.rows))
-        say(f"no speedup and no verdict: there is no provider 'eager'; choose one with --baseline: {names}")
+        baseline = comparison.rows[0]["baseline"]
+        say(f"no speedup and no verdict: there is no provider {baseline!r}; choose one with --baseline: {names}")
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
 

@@ -82,7 +82,7 @@ def _check_target(source: Path, fit: Fit, target: Mapping[str, float]) -> None:
 def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach: float, most: int | None) -> None:
     priced = {"params", "tokens"} <= set(fit.law.inputs) or "flops" in fit.law.inputs or candidates is not None
     wrong = {
-        f"--reach {reach:g}: a positive number is needed": not reach > 0,
+        f"--reach {reach:g}: a positive finite number is needed": not 0 < reach < math.inf,
         f"--reach {reach:g}: extends the grid, which --candidates replaces": reach != 1 and candidates is not None,
         f"--budget {budget}: a positive number of FLOPs is needed": budget is not None and not budget > 0,
         f"--budget: {fit.law.name} has no FLOPs of a trial; give --candidates FILE with a column flops": not (

@@ -11,6 +11,7 @@ from scalebench.cli.output import print_json, say, warn
 from scalebench.data import Coder, open_data
 from scalebench.errors import MOST_IDS, InputError, beginning, several, unknown
 from scalebench.families import FAMILIES, ForeignCodeError
+from scalebench.store.trials import trial_folders
 from scalebench.workloads import trial_of
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import WEIGHTS
@@ -106,12 +107,12 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
     The second value is None for the weights at the end of the run, and the folder of a checkpoint for "ID/step-N".
     """
     trial, prefix, step = trial.partition("/")
-    folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
+    folders = trial_folders(results, _kept)
     matches = beginning(trial, folders)
     if len(matches) > 1:
         raise InputError([f"--trial: {several(trial, matches)}"])
     if not matches:
-        usable = [name for name, folder in folders.items() if _with_weights(folder) or _steps(folder)]
+        usable = [name for name, folder in folders.items() if _kept(folder)]
         if not usable:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
@@ -127,6 +128,11 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
         instead = f"name a checkpoint, {known}" if steps else "run its study with --set run.checkpoint=true"
         raise InputError([f"--trial: {matches[0]} kept no weights{' of its end' if steps else ''}; {instead}"])
     return attempts[-1], None
+
+
+def _kept(folder: Path) -> bool:
+    """Return whether a trial kept weights, of its end or of a checkpoint."""
+    return bool(_with_weights(folder) or _steps(folder))
 
 
 def _steps(folder: Path) -> dict[str, Path]:

@@ -38,6 +38,9 @@ def run_predict(
 ) -> int:
     """Print the prediction for a size; exit code 2 when no quantity can be predicted."""
     _check_numbers(params, tokens, others)
+    passed = {"params": params, "x": params, "tokens": tokens}
+    if twice := [name for name in others if passed.get(name) is not None]:
+        raise InputError([f"--input {name}: {OPTIONS[name]} has it already; leave one out" for name in twice])
     prediction = _predict(source, params, tokens, others, where)
     if as_json:
         print_json("predict", _document(prediction))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
 from scalebench.errors import MOST_IDS, InputError, beginning, several, unknown
 from scalebench.reporting.quantities import NBSP, present, quantity, significant
+from scalebench.store.trials import trial_folders
 
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
 SIZES = ("params", "size", "requested_params")  # the column of the model has the size
@@ -56,8 +56,7 @@ def list_trials(results: Path, *, as_json: bool) -> int:
     rows = pd.concat(parts) if parts else frame
     if as_json:
         names = ["study", "trial_id", "status", "family", *LISTED]
-        trials = json.loads(rows[names].to_json(orient="records"))
-        print_json("show", {"trials": trials, "damaged": list(stored.damaged)})
+        print_json("show", {"trials": rows[names].to_dict("records"), "damaged": list(stored.damaged)})
         return 0
     for study, part in rows.groupby("study", sort=False):
         settings = _settings(part, stored.studies.get(str(study), {}))
@@ -109,8 +108,7 @@ def _setting(name: str, value: Any) -> str:
 def find_trial(results: Path, trial: str) -> Path:
     """Return the folder of the trial whose id starts with ``trial``. Raises ``InputError`` or ``StoreError``."""
     is_folder = bool(trial) and Path(trial).is_dir()
-    studies = store.study_dirs(results) if results.exists() or not is_folder else ()
-    folders = {path.name: path for study in studies for path in sorted((study / "trials").iterdir())}
+    folders = trial_folders(results, _has_result) if results.exists() or not is_folder else {}
     matching = beginning(trial, folders)
     if len(matching) > 1:
         raise InputError([several(trial, matching)])
@@ -119,6 +117,10 @@ def find_trial(results: Path, trial: str) -> Path:
     if not matching:
         raise InputError([f"{results}: trial {unknown(trial, folders, MOST_IDS)}; {len(folders)} in all"])
     return folders[matching[0]]
+
+
+def _has_result(folder: Path) -> bool:
+    return store.latest_record(folder)[0] is not None
 
 
 def _units(study: Path) -> dict[str, str]:

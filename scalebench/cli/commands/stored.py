@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -44,7 +43,6 @@ def show_status(results: Path, *, as_json: bool) -> int:
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
     damaged = [*stored.damaged, *compared.damaged]
     if as_json:
-        not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
         notes = {
             "comparisons_not_measured": [asdict(run) for run in latest_unmeasured(compared)],
@@ -54,7 +52,12 @@ def show_status(results: Path, *, as_json: bool) -> int:
             "queued": queued,
         }
         linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
-        document = {"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged}
+        document = {
+            "studies": counts,
+            "comparisons": _counts(compared),
+            "not_ok": failed.to_dict("records"),
+            "damaged": damaged,
+        }
         print_json("status", document | {"chains": linked} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
@@ -93,8 +96,7 @@ def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
 
 def _unfinished(stored: store.Results, name: str) -> list[str]:
     """Return the trials that only earlier plans of a study had and that have no result."""
-    recorded = set(stored.frame["trial_id"])
-    return [trial_id for trial_id in store.earlier_ids(stored.studies[name]) if trial_id not in recorded]
+    return [trial_id for trial_id in store.earlier_ids(stored.studies[name]) if trial_id not in stored.recorded[name]]
 
 
 def _notes(stored: store.Results, planned: pd.DataFrame) -> list[str]:
@@ -156,7 +158,7 @@ def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folde
     """
     counts = Counter(str(status) for status in planned.loc[planned["study"] == name, "status"])
     ids = {*store.planned_ids(stored.studies[name]), *_unfinished(stored, name)}
-    without = tuple(ids - set(stored.frame["trial_id"]))
+    without = tuple(ids - {*stored.recorded[name]})
     running = len(running_trials(folder, Observer(folder), without)) if folder is not None else 0
     more = {"running": running, "missing": len(without) - running}
     return dict(counts) | {status: count for status, count in more.items() if count}

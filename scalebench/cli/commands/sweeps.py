@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
+from scalebench.cli import INTERRUPTED
 from scalebench.cli.counted import counted
 from scalebench.cli.live_page import LivePage
 from scalebench.cli.output import duration, one_line, print_json_line, quantity, say, say_exactly, trials, warn
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from scalebench.study import Study
 
 SHOWN_TRIALS = 10
-STOPPED = 3  # exit code of a run that can be continued
 
 
 def statuses(text: str) -> list[str]:
@@ -81,8 +81,8 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
     codes = []
     for parent in ancestors(study) if options.with_parents else ():
         codes.append(_run_one(parent, parent.name, (), results, replace(options, conclusions=False), as_json=as_json))
-        if codes[-1] == STOPPED:
-            return STOPPED
+        if codes[-1] == INTERRUPTED:
+            return INTERRUPTED
     return max([*codes, _run_one(study, name, settings, results, options, as_json=as_json)])
 
 
@@ -112,7 +112,7 @@ def _run_one(
     except (OSError, store.StoreError) as error:  # a full disk, or a folder that was removed or made read-only
         reason = f"{error.filename or results}: {error.strerror}" if isinstance(error, OSError) else error
         warn(f"stopped: {reason}; finished trials are kept, the same command goes on")
-        return STOPPED
+        return INTERRUPTED
     elapsed_s, place = time.monotonic() - begun, page.path if page else None
     if as_json:
         _summarise(sweep, elapsed_s, place)
@@ -225,6 +225,8 @@ def run_demo(results: Path, output: Path | None) -> int:
     from scalebench.running.dials import count_dial
 
     code = run_study("demo", [], results, RunOptions(conclusions=False), as_json=False)
+    if code == INTERRUPTED:
+        return code
     study = analyse(store.read_results(results / "demo"), "demo", count_dial)
     output = output or results / "demo" / "report.html"
     say("", *conclusions(study), "")

@@ -13,7 +13,7 @@ import numpy as np
 from scalebench import store
 from scalebench.cli.output import duration, say
 from scalebench.running.claims import Observer
-from scalebench.store.plans import planned_ids
+from scalebench.store.plans import planned_flops, planned_ids
 
 LOOK_EVERY_S = 2.0
 IDLE_LOOKS = 15  # how often to look again where a driver runs no trial: it starts, or is between two
@@ -78,10 +78,13 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
     """Return how far a study is; the time left is that of the trials that have no record, at the fitted cost."""
     study = stored.studies.get(study_dir.name, {})
     ids = planned_ids(study)
-    frame = stored.frame[stored.frame["trial_id"].isin(ids)]
+    recorded = {*stored.recorded.get(study_dir.name, ())}
+    rows = stored.frame[stored.frame["trial_id"].isin(recorded.intersection(ids))]
+    # Another study's row of a trial counts only where it is the record of this one: where this folder is a copy.
+    frame = rows[rows["study"].eq(study_dir.name) | ~rows["trial_id"].duplicated(keep=False)]
     running = running_trials(study_dir, observer, ids)
-    flops = {str(trial["trial_id"]): trial.get("flops") for trial in study.get("planned", [])}
-    left = time_left_s(frame, [flops.get(name) for name in ids if name not in set(frame["trial_id"])])
+    flops = planned_flops(study)
+    left = time_left_s(frame, [flops[name] for name in ids if name not in recorded])
     workers = max(1, len(running))
     times = durations_s(frame).dropna()
     return StudyProgress(

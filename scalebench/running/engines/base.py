@@ -12,6 +12,7 @@ The local engine forks its workers from one process that has torch imported (``r
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import psutil
 
 from scalebench.measure.device_lock import WAITING
+from scalebench.running import processes
 from scalebench.running.claims import take
 from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
 
@@ -136,6 +138,21 @@ def close_attempt(attempt: Path, status: str, error_class: str, message: str) ->
     row |= {name: value for name, value in environment.items() if name in header["columns"]}
     row["stop_step"] = last_step(attempt)
     write_record(attempt, row | {"status": status, "error_class": error_class, "error_message": message})
+
+
+def close_ended(attempt: Path, code: int | None) -> None:
+    """Write the record of an attempt whose worker has ended and wrote none.
+
+    ``code`` is its exit code, negative for a signal; None for a worker that was stopped at its time limit.
+    """
+    if code is None:
+        close_attempt(attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
+        return
+    reason = processes.exit_reason(code, processes.last_lines(attempt / "stderr.log"))
+    if code in (-signal.SIGSEGV, -signal.SIGABRT) and read_header(attempt).get("memory_limit_bytes"):
+        reason += "; libraries can crash where an allocation fails: perhaps run.memory_limit_bytes was reached"
+    message = f"the worker ended without a record: {reason}"
+    close_attempt(attempt, "killed" if code < 0 else "failed", "WorkerEnded", message)
 
 
 def last_step(attempt: Path) -> int | None:

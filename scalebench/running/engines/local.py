@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from scalebench.running.engines.base import (
     Begin,
     Resources,
     Tick,
-    close_attempt,
+    close_ended,
     limit_pauses,
     no_tick,
     worker_environment,
@@ -25,7 +24,6 @@ from scalebench.running.engines.base import (
 )
 from scalebench.running.forked import start_worker
 from scalebench.running.slots import Slots, gpu_names
-from scalebench.store import read_header
 
 POLL_S = 0.05
 
@@ -173,14 +171,7 @@ def _finished(worker: _Worker) -> bool:
     if code is None and not _late(worker):
         return False
     processes.stop(worker.process)  # a late worker, or what the trial started and left behind
-    if code is None:
-        close_attempt(worker.attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
-    else:
-        status = "killed" if code < 0 else "failed"
-        reason = processes.exit_reason(code, processes.last_lines(worker.attempt / "stderr.log"))
-        if code in (-signal.SIGSEGV, -signal.SIGABRT) and read_header(worker.attempt).get("memory_limit_bytes"):
-            reason += "; libraries can crash where an allocation fails: perhaps run.memory_limit_bytes was reached"
-        close_attempt(worker.attempt, status, "WorkerEnded", f"the worker ended without a record: {reason}")
+    close_ended(worker.attempt, code)
     return True
 
 

@@ -31,6 +31,7 @@ from scalebench.running.engines.base import (
     Tick,
     another_attempt,
     close_attempt,
+    close_ended,
     has_record,
     limit_pauses,
     no_tick,
@@ -240,17 +241,8 @@ def ended(ray: Any, reference: Any, placed: _Placed) -> _Placed | None:
     except ray.exceptions.RayError as error:
         return _lost(placed, f"{type(error).__name__}: {_first(error)}")
     else:
-        _close(placed, code)
+        close_ended(placed.attempt, code)
     return None
-
-
-def _close(placed: _Placed, code: int | None) -> None:
-    if code is None:
-        close_attempt(placed.attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
-        return
-    reason = processes.exit_reason(code, processes.last_lines(placed.attempt / "stderr.log"))
-    status = "killed" if code < 0 else "failed"
-    close_attempt(placed.attempt, status, "WorkerEnded", f"the worker ended without a record: {reason}")
 
 
 def _lost(placed: _Placed, why: str) -> _Placed | None:

@@ -75,7 +75,9 @@ def _arrays(study_dir: Path) -> Iterator[tuple[Path, str, list[Path]]]:
     for file in sorted((study_dir / "slurm").glob("*.job")):
         try:
             job = read_bytes(file).decode().strip()
-            attempts = [Path(line) for line in read_bytes(file.with_suffix(".tasks")).decode().splitlines()]
+            # At line feeds alone, as sed does: a path may have what else ends a line for Python.
+            lines = read_bytes(file.with_suffix(".tasks")).decode().split("\n")
+            attempts = [Path(line) for line in lines if line]
         except (StoreError, UnicodeDecodeError):
             yield file, "", []
             continue
