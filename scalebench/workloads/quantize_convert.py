@@ -94,7 +94,9 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
     tied = tuple(path for path in chosen if _is_tied(model, path))
     tensors = _stored(model)
     floats = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
-    others = sum(tensor.nbytes for tensor in tensors if not tensor.is_floating_point())  # a batch norm's count of batches
+    others = sum(
+        tensor.nbytes for tensor in tensors if not tensor.is_floating_point()
+    )  # a batch norm's count of batches
     each = 2 if spec.precision == "bfloat16" else 4
     computing = OneType(model, torch.bfloat16) if each == 2 else model
     if spec.scheme == SIMULATED:
