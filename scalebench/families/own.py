@@ -162,7 +162,8 @@ def reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_input_error(path: Path, error: BaseException) -> InputError:
-    return InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}")
+    beside = "; set PYTHONPATH to the folder that has it" if isinstance(error, ModuleNotFoundError) else ""
+    return InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}{beside}")
 
 
 def _line_of(error: BaseException, path: Path) -> str:
