@@ -22,10 +22,11 @@ from scalebench.analysis.selected import trial_warnings
 from scalebench.errors import InputError, expect, number_of, unknown
 from scalebench.laws import Fit, Law
 from scalebench.laws import fit as fit_law
+from scalebench.laws.columns import positive_columns
 from scalebench.points.files import OF_RESULTS, is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
+from scalebench.points.in_memory import POINTS, as_pandas, law_names, law_values, selected_rows
 from scalebench.points.roles import find_law
-from scalebench.points.table import select_rows
 from scalebench.points.warnings import shape_warnings
 from scalebench.reporting.plots import Plots
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 SHOWN = ("study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s")
 SHOWN_ROWS = 12
 ORDER = ("study", "params_non_embedding", "seed")
-POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
 
 
 class Results(pd.DataFrame):
@@ -83,6 +83,8 @@ class Results(pd.DataFrame):
 def load_results(*paths: str | Path) -> Results:
     """Return the trials under results folders, one row per trial. Raises ``StoreError``."""
     _check_paths("load_results", paths)
+    if not paths:
+        raise InputError("load_results: give the path of a results folder, or several, one after another")
     results = store.read_results(*paths)
     loaded = Results(results.frame)
     loaded.results = results
@@ -110,28 +112,21 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
         return fitted
     form = find_law(law) if isinstance(law, str) else law
     loaded = points.results if isinstance(points, Results) else None
-    if isinstance(points, Results):
-        table = open_results(Path("the results"), points.results)
-        points = points[points["trial_id"].isin([table.locate(i, "trial_id")[1] for i in range(_rows(table))])]
-    if isinstance(points, Mapping):
-        points = _frame(points)
-    expect(points, pd.DataFrame, f"fit: points are {POINTS}")
-    chosen = select_rows(Path("the points"), pd.DataFrame(points), where)
-    values = _columns(chosen, form)
+    chosen = selected_rows("fit", _valid(points) if isinstance(points, Results) else points, where)
+    values = law_values(chosen, form)
     fitted = fit_law(values, form, **options)
     if loaded is None:
         _warn(value_warnings({role: values[role] for role in (*form.inputs, form.response)}, fitted))
     else:
-        mixed = trial_warnings(Path("the results"), loaded, where, _names(chosen, form).values())
+        mixed = trial_warnings(Path("the results"), loaded, where, law_names(chosen, form).values())
         _warn([*mixed, *shape_warnings(fitted)])
     return fitted
 
 
-def _frame(points: Mapping[Any, Any]) -> pd.DataFrame:
-    try:
-        return pd.DataFrame(dict(points))
-    except ValueError as error:  # columns of different lengths
-        raise InputError(f"fit: the points are no table: {error}") from error
+def _valid(results: Results) -> pd.DataFrame:
+    """Return the trials that laws are fitted to."""
+    table = open_results(Path("the results"), results.results)
+    return results[results["trial_id"].isin([table.locate(i, "trial_id")[1] for i in range(_rows(table))])]
 
 
 def _warn(lines: Iterable[str]) -> None:
@@ -144,35 +139,13 @@ def _rows(table: Any) -> int:
     return sum(batch.num_rows for batch in table.batches(["trial_id"]))
 
 
-def _columns(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
-    """Return the columns that a law reads, under its own names."""
-    columns = {role: frame[name].to_numpy() for role, name in _names(frame, law).items()}
-    return columns | ({"config": frame["config"].to_numpy()} if "config" in frame else {})
-
-
-def _names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
-    """Return the name of the column that a law reads for each role."""
-    names_by_role = {}
-    for role in (*law.inputs, law.response):
-        aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
-        names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
-        of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
-        # A table of results also has `params`, all parameters, which is not the N of its laws.
-        candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
-        name = next((name for name in candidates if name in frame), None)
-        if name is None:
-            known = ", ".join(map(str, frame.columns[:20]))
-            raise InputError([f"fit: {law.name} needs a column {' or '.join(candidates)}; there are {known}"])
-        names_by_role[role] = name
-    return names_by_role
-
-
 def predict(
     source: Any, params: float | None = None, tokens: float | None = None, *, where: str | None = None, **inputs: float
 ) -> SizePrediction:
     """Predict what a model of ``params`` parameters needs and reaches.
 
-    ``source`` is a results folder, the JSON of a fit, or a ``Fit``; ``inputs`` are other inputs of a fitted law.
+    ``source`` is a results folder, the JSON of a fit, a ``Fit``, or a table, to which the law of size alone is fitted;
+    ``inputs`` are other inputs of a fitted law.
     """
     from scalebench.analysis.predictions import predict_fit, predict_size
     from scalebench.analysis.selected import select_study
@@ -182,6 +155,8 @@ def predict(
     for name, value in values.items():
         expect(value, float | int | np.number | None, f"predict: {name} is a number")
     if isinstance(source, str | Path) and is_results(Path(source)):
+        if inputs:
+            raise InputError(f"predict: trials are predicted from params and tokens, not {', '.join(inputs)}")
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
         study = select_study(Path(source), where, count_dial)
@@ -191,6 +166,12 @@ def predict(
     missing = [name for name in law.law.inputs if name not in known]
     if missing:
         raise InputError([f"predict: {law.law.name} needs {' and '.join(missing)}"])
+    needed = " and ".join(law.law.inputs)
+    if wrong := [name for name in inputs if name not in law.law.inputs]:
+        raise InputError(f"predict: {law.law.name} predicts from {needed}, not {', '.join(wrong)}")
+    if tokens is not None and "tokens" not in law.law.inputs:
+        line = f"predict: tokens is not used: {law.law.name} predicts from {needed}"
+        warnings.warn(f"{line}; scalebench.fit(points, 'chinchilla') fits both", stacklevel=2)
     chosen = {name: known[name] for name in law.law.inputs}
     return predict_fit(law, chosen, law.law.response)
 
@@ -212,7 +193,8 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
     if isinstance(points, str | Path):
         optional = ("tokens", "flops", "params", "params_non_embedding", "run")
         points = read_roles(Path(points), ("loss",), optional, {}, where)
-    expect(points, Mapping | pd.DataFrame, f"optimal: points are {POINTS}")
+    else:
+        points = selected_rows("optimal", points, where)
     columns = {str(name): points[name] for name in points}
     if approach != 3:
         return envelope(columns, convention) if approach == 1 else isoflop(columns, convention)
@@ -237,15 +219,31 @@ def next_trial(
 
 
 def worth(baseline: Any, changed: Any, *, law: str = "power", loss: float | None = None) -> ComputeMultiplier:
-    """Return how many times less compute ``changed`` needs to reach a loss of ``baseline``."""
-    from scalebench.advice import compute_multiplier
-    from scalebench.analysis.compute import open_compute_fit
+    """Return how many times less compute ``changed`` needs to reach a loss of ``baseline``.
 
-    fits = [
-        source if isinstance(source, Fit) else open_compute_fit(_path("worth", source), law, {}, None)
-        for source in (baseline, changed)
-    ]
-    return compute_multiplier(fits[0], fits[1], loss)
+    Each is a path, a fit, results, or a table of ``flops`` and ``loss``.
+    """
+    from scalebench.advice import compute_multiplier
+
+    return compute_multiplier(_compute_fit(baseline, law), _compute_fit(changed, law), loss)
+
+
+def _compute_fit(source: Any, law: str) -> Fit:
+    """Return a fit of loss against training FLOPs, or the one given."""
+    from scalebench.analysis.compute import open_compute_fit, trials_by_compute
+
+    source = as_pandas(source)
+    if isinstance(source, Mapping | pd.DataFrame) and len(find_law(law).inputs) == 1:
+        if isinstance(source, Results):
+            return fit_law(trials_by_compute(_valid(source), OF_RESULTS["loss"], "worth"), law)
+        columns = positive_columns(source, ("flops", "loss"))
+        return fit_law({"x": columns["flops"], "y": columns["loss"]}, law)
+    if isinstance(source, Mapping | pd.DataFrame):
+        return fit(source, law)
+    if isinstance(source, Fit):
+        return source
+    expect(source, str | Path, f"worth: expected a fit, or {POINTS}")
+    return open_compute_fit(Path(source), law, {}, None)
 
 
 def tune(
@@ -264,6 +262,7 @@ def tune(
 
     for argument in (optimised, against, replicates):
         expect(argument, Iterable, "tune: expected the name of a column, or several")
+    points = as_pandas(points)
     expect(points, str | Path | Mapping | pd.DataFrame, f"tune: points are {POINTS}")
     names = [against] if isinstance(against, str) else list(against)
     swept = [optimised] if isinstance(optimised, str) else list(optimised)
@@ -274,7 +273,8 @@ def tune(
         points.setdefault("loss", points.get(OF_RESULTS["loss"]))
         others = points.keys() - {*names, *swept, *replicates, "loss", OF_RESULTS["loss"]}
         settings = {} if OF_RESULTS["loss"] in points else {name: points[name] for name in sorted(others)}
-        if {*names, *swept} <= points.keys() and (lines := unmodelled_lines(points, settings, swept, names)):
+        swept_columns = positive_columns(points, (*names, *swept))
+        if lines := unmodelled_lines(swept_columns, settings, swept, names):
             raise InputError([f"tune: {line}" for line in lines])
         laws = optimum_laws(points, swept, names)
     return laws[0] if isinstance(optimised, str) else laws
@@ -283,6 +283,7 @@ def tune(
 def _fit_of(function: str, source: Any, law: str, where: str | None) -> Fit:
     if isinstance(source, Fit):
         return source
+    source = as_pandas(source)
     if isinstance(source, Mapping | pd.DataFrame):
         return fit(source, law, where=where)
     path = _path(function, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from types import UnionType
 
@@ -31,7 +32,7 @@ def expect(value: object, kinds: type | UnionType, expected: str) -> None:
 def unknown(name: str, known: Collection[str], most: int = MOST_NAMES) -> str:
     """Return the message for a name that is not known: the known ones, and the most similar; of many, a few like it."""
     by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    close = _with_word(name.lower(), by_lower) or difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
     names = list(known)
     if len(names) > most:
@@ -39,6 +40,12 @@ def unknown(name: str, known: Collection[str], most: int = MOST_NAMES) -> str:
         names = [by_lower[other] for other in near] or names[:NEAREST]
         names.append(f"… {len(known)} in all")
     return f"unknown {shortened(name)!r}{suggestion} (known: {', '.join(map(shortened, names))})"
+
+
+def _with_word(word: str, names: Collection[str]) -> list[str]:
+    """Return the shortest of the names that have a word in them, as ``eval loss`` has ``loss``, if any has."""
+    whole = re.compile(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])")
+    return sorted((name for name in names if word and whole.search(name)), key=len)[:1]
 
 
 def beginning(prefix: str, ids: Collection[str]) -> list[str]:

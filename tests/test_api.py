@@ -7,17 +7,27 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from command_support import ALPHA, PLANTED, A, E, planted, surface, write_study
 from matplotlib.axes import Axes
 
 import scalebench
-from scalebench.api import Results
+from scalebench.analysis.predictions import predict_fit
+from scalebench.api import Results, _compute_fit
 from scalebench.comparison import Comparison
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
+from scalebench.running.sweep import Sweep
 
 mpl.use("Agg")
+
+
+POWER = {"params": [1e6, 1e7, 1e8, 1e9], "loss": [4.0, 3.4, 3.0, 2.8]}
+SWEEP = pd.DataFrame(
+    {"params": n, "lr": lr, "loss": 2 + (np.log(lr) - np.log(0.3 * n**-0.25)) ** 2}
+    for n in (1e5, 1e6, 1e7, 1e8) for lr in np.geomspace(1e-3, 3e-2, 9)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +146,45 @@ def test_half_the_compute_is_worth_two() -> None:
     loss = 1.7 + 400 * flops**-0.15
     before, after = (scalebench.fit({"x": flops / factor, "y": loss}) for factor in (1, 2))
     assert scalebench.worth(before, after).multiplier == pytest.approx(2, rel=0.02)
+    tables = {"flops": flops, "loss": loss}, pd.DataFrame({"flops": flops / 2, "loss": loss})
+    assert scalebench.worth(*tables).multiplier == pytest.approx(2, rel=0.02)
+
+
+def test_results_are_worth_what_their_folder_is(results: Results, folder: Path) -> None:
+    by_results = _compute_fit(results, "power")
+    assert by_results.parameters == pytest.approx(_compute_fit(folder / "planted", "power").parameters)
+
+
+def test_where_selects_rows_of_a_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalebench.advice.parametric", lambda fitted, _: fitted.n_points)
+    frame = surface().rename(columns={"N": "params", "D": "tokens", "L": "loss"}).drop(columns="C")
+    small = int((frame["params"] < 1e9).sum())
+    assert small < len(frame)
+    assert scalebench.optimal(frame, where="params < 1e9") == small
+    assert scalebench.optimal(frame.to_dict("list"), where="params < 1e9") == small
+
+
+def test_tables_of_other_libraries_are_read() -> None:
+    frame = pd.DataFrame(POWER)
+    assert scalebench.fit(pa.Table.from_pandas(frame)).parameters == pytest.approx(scalebench.fit(frame).parameters)
+    assert scalebench.tune(pa.Table.from_pandas(SWEEP), "lr", "params").exponents.keys() == {"params"}
+
+
+def test_tokens_that_a_law_does_not_use_are_a_warning() -> None:
+    with pytest.warns(UserWarning, match="tokens is not used: power predicts from params"):
+        scalebench.predict(POWER, 1e9, 1e12)
+
+
+def test_what_a_prompt_shows_is_short(folder: Path, results: Results) -> None:
+    sweep = Sweep(folder / "planted", [], {"a": {"status": "ok"}, "b": {"status": "oom"}}, executed=1)
+    assert repr(sweep) == f"Sweep in {folder / 'planted'}: 0 trials (1 ok, 1 oom), 1 executed"
+    prediction = predict_fit(results.fit("power"), {"x": 1e6}, "loss")
+    assert repr(prediction).startswith("SizePrediction at 1e+06 parameters: loss 1.")
+    assert len(repr(prediction)) < 120
 
 
 def test_tuning_finds_a_planted_rate() -> None:
-    rows = [
-        {"params": n, "lr": lr, "loss": 2 + (np.log(lr) - np.log(0.3 * n**-0.25)) ** 2}
-        for n in (1e5, 1e6, 1e7, 1e8) for lr in np.geomspace(1e-3, 3e-2, 9)
-    ]  # fmt: skip
-    law = scalebench.tune(pd.DataFrame(rows), "lr", ["params"])
+    law = scalebench.tune(SWEEP, "lr", ["params"])
     assert law.exponents["params"] == pytest.approx(-0.25, abs=0.01)
 
 
@@ -153,7 +194,11 @@ def test_tuning_finds_a_planted_rate() -> None:
         (lambda: scalebench.fit(3), "not int (3)"),
         (lambda: scalebench.fit({"a": [1.0]}), "needs a column params or x"),
         (lambda: scalebench.load_results(3), "expected a path, not int (3)"),
+        (scalebench.load_results, "give the path of a results folder"),
         (lambda: scalebench.load_fit(None), "expected a path, not NoneType"),
+        (lambda: scalebench.load_study({"name": "x"}), "expected the path of a study file, or the name of a study"),
+        (lambda: scalebench.optimal({"loss": [1.0]}, where="size > 1"), "unknown 'size'"),
+        (lambda: scalebench.predict(POWER, 1e6, sequence=5), "power predicts from params, not sequence"),
         (lambda: scalebench.predict(3, 1e6), "expected a path or a fit, not int (3)"),
         (lambda: scalebench.optimal(3), "not int (3)"),
         (lambda: scalebench.optimal({}, approach=4), "approach 4"),
@@ -180,6 +225,19 @@ def test_wrong_types_get_a_sentence(call, part: str) -> None:
         call()
     assert part in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: scalebench.tune(SWEEP.assign(lr="1 %"), "lr", "params"), "column 'lr', row 0 (counted from 0) is 1 %"),
+        (lambda: scalebench.worth({"flops": [1e18], "cost": [3.0]}, {}), "column 'loss' is missing"),
+    ],
+)
+def test_wrong_columns_get_a_sentence(call, part: str) -> None:
+    with pytest.raises(FitRefused) as error:
+        call()
+    assert part in str(error.value)
 
 
 def test_fits_warn_as_the_command_does(command, tmp_path: Path) -> None:

@@ -74,6 +74,30 @@ def test_an_operation_without_an_eager_provider_is_refused_as_nothing_could_be_c
         plan_comparison(str(path), Options(baseline="mine"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("import torch\n", "import torchh\n"), r"own\.py:LINE: ModuleNotFoundError: No module named 'torchh'"),
+        (("from typing import", "from typing imprt"), r"own\.py:LINE: SyntaxError"),
+        (("@dataclass(frozen=True)", "@dataclass"), "Case must be a frozen dataclass"),
+        (("def label", "def name"), "Case has no label"),
+        (("CASES = (Case", "CASES = () and (Case"), "CASES is empty"),
+        (("return Cost(2 *", "return (2 *"), r"own: cost returns a scalekernels\.cost\.Cost, not tuple"),
+        (("case.dtype.itemsize", "case.itemsize"), r"own\.py:LINE: AttributeError: 'Case' object has no attribute"),
+        (("def providers()", "def providers(): pass\ndef others()"), "own.py: providers returns nothing"),
+    ],
+)
+def test_a_mistake_in_a_users_operation_is_one_line_with_its_place(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    text = Path(OPERATION).read_text(encoding="utf-8")
+    line = text[: text.index(change[0])].count("\n") + 1
+    (tmp_path / "own.py").write_text(text.replace(*change, 1))
+    with pytest.raises(InputError, match=message.replace("LINE", str(line))) as refused:
+        plan_comparison(str(tmp_path / "own.py"), Options(device="cpu"))
+    assert len(refused.value.lines) == 1
+
+
 def test_an_operation_without_a_backward_says_so() -> None:
     with pytest.raises(InputError, match="no backward pass"):
         plan_comparison("optimizer", Options(backward=True, device="cpu"))

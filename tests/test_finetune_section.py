@@ -119,6 +119,28 @@ def test_one_seed_of_lora_makes_no_claim() -> None:
     assert "within noise" not in text
 
 
+def test_an_accuracy_without_f1_as_of_a_users_task_is_shown_alone() -> None:
+    rows = [
+        row("own", n, 2e4, seed, 0.5 + 1e3 / n, workload="finetune", method="full", loss_before_nats=1.0,
+            metric_accuracy=0.8, trial_id=f"o{n}-{seed}")
+        for n in SIZES for seed in range(2)
+    ]  # fmt: skip
+    text = " ".join(conclusions(analyse(Results(pd.DataFrame(rows), (), {"own": {}}), "own"))).replace("\u00a0", " ")
+    assert "Accuracy (all weights) is 80.0 % at 4,000 parameters and 80.0 % at" in text
+    assert "F1" not in text
+
+
+def test_a_longest_training_without_accuracy_makes_no_sentence_of_it() -> None:
+    rows = [
+        row("own", n, tokens, 0, 0.5 + 1e3 / n, workload="finetune", method="full", loss_before_nats=1.0,
+            metric_accuracy=0.8 if tokens < 2e4 else None, trial_id=f"o{n}-{tokens}")
+        for n in SIZES for tokens in (1e4, 2e4)
+    ]  # fmt: skip
+    text = " ".join(conclusions(analyse(Results(pd.DataFrame(rows), (), {"own": {}}), "own")))
+    assert "Fine-tuned on" in text
+    assert "Accuracy" not in text
+
+
 def test_a_head_of_classes_is_shown_by_its_scores() -> None:
     rows = [
         row("classes", n, 2e4, seed, 0.5 + 1e3 / n + 0.01 * seed, workload="finetune", method="full", head="classes",

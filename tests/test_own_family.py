@@ -102,6 +102,7 @@ def test_families_that_ship_keep_the_ids_of_their_trials() -> None:
         ("raise SystemExit(3)\n", "model.py:1: SystemExit: 3"),
         ("\nopen('not here')\n", "model.py:2: FileNotFoundError"),
         ("raise RuntimeError('no GPU')\n", "model.py:1: RuntimeError: no GPU"),
+        ("import beside_it\n", "No module named 'beside_it'; set PYTHONPATH to the folder that has it"),
     ],
 )
 def test_a_file_that_defines_no_family_is_one_line(folder: Path, content: str | None, line: str) -> None:

@@ -259,9 +259,28 @@ def test_a_comment_in_the_place_of_the_column_names_is_pointed_out(tmp_path: Pat
         read_columns(path, {"params": "params"})
 
 
+def test_a_title_above_the_column_names_is_pointed_out(tmp_path: Path) -> None:
+    lines = refused(written(tmp_path, "My sweep,,\n,,\nparams,tokens,loss\n1,2,3\n"))
+    assert lines[-1].endswith("the first line names few columns; delete the lines above the one that names them all")
+    assert not any("few columns" in line for line in refused(written(tmp_path, "Params,Loss,\n1,2,\n")))
+
+
+def test_a_suggestion_has_the_word_that_was_given(tmp_path: Path) -> None:
+    (line,) = refused(written(tmp_path, "GPU hours,FLOPs,Eval Loss\n1,2,3\n"), columns={"loss": "loss"})
+    assert "did you mean 'Eval Loss'?" in line
+
+
+@pytest.mark.parametrize("content", ['[{"params": 1, "loss": 2}]', '\n [\n{"params": 1}\n]'])
+def test_a_json_array_is_named_with_what_to_write(tmp_path: Path, content: str) -> None:
+    (line,) = refused(written(tmp_path, content, "p.jsonl"))
+    assert "a JSON array, not JSON lines; write an object in each line" in line
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "p.xlsx").touch()
-    assert "suffix '.xlsx' is not one of .csv" in refused(tmp_path / "p.xlsx")[0]
+    (line,) = refused(tmp_path / "p.xlsx")
+    assert "suffix '.xlsx' is not one of .csv" in line
+    assert "save it as CSV or Parquet" in line
     assert "cannot be read (No such file" in refused(tmp_path / "absent.csv")[0]
     assert "not readable as Parquet" in refused(written(tmp_path, b"PAR1" + bytes(99), "p.parquet"))[0]
 

@@ -73,6 +73,19 @@ def test_real_bytes_are_the_closed_form(scheme: str, changes: dict[str, Any], ex
     assert conversion.invalid_reason is None
 
 
+@pytest.mark.parametrize("scheme", ["float32", "bfloat16", "int8-weight-only"])
+def test_a_batch_norms_count_of_batches_keeps_its_eight_bytes(scheme: str) -> None:
+    if scheme.startswith("int"):
+        pytest.importorskip("torchao")
+    net = nn.Sequential(nn.Linear(16, 32, bias=False), nn.BatchNorm1d(32), nn.Linear(32, 16, bias=False))
+    floats, matrices = 4 * 32, 2 * 16 * 32
+    changed, conversion = convert(net, spec(scheme))
+    each = {"float32": 4, "bfloat16": 2}.get(scheme)
+    stored = each * matrices if each else matrices + 5 * (32 + 16)
+    assert weight_bytes(changed) == conversion.closed_form_bytes == stored + (each or 4) * floats + 8
+    assert conversion.converted_params == {"float32": 0, "bfloat16": matrices + floats}.get(scheme, matrices)
+
+
 @pytest.mark.parametrize(("bits", "bytes_each"), [(1, 4 + 8), (3, 12 + 24), (8, 32 + 64)])
 def test_simulated_bytes_are_those_of_packed_rows(bits: int, bytes_each: int) -> None:
     _, conversion = convert(model(), spec("simulated", bits=bits))

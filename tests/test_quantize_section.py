@@ -118,6 +118,7 @@ def test_the_law_of_a_study_covers_the_planted_one(study: StudyAnalysis) -> None
         (by_law(data=DATA[:1]), "tokens is "),
         ([r for r in by_law() if r["bits"] == 2], "bits is 2 in every point"),
         ([r | {"loss_added_nats": -0.1} if r["seed"] == 0 else r for r in by_law()], "adds to the loss of every model"),
+        ([r | {"scheme": "int8-dynamic"} for r in by_law()], "no trial has 2 simulated bits or more"),
         ([r | {"group_size": 8.0} if r["seed"] == 0 else r for r in by_law()], "different groups"),
     ],
 )

@@ -53,6 +53,9 @@ def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path
     assert (code, len(err.splitlines())) == (2, 1)
     assert "exists already" in err
     assert "did you mean 'gpt'" in command("new", "study", "gptt")[2]
+    assert 'write one of a family that ships, such as mlp, and set its family to "m.py"' in (
+        command("new", "study", "m.py")[2].replace("\n  ", " ")
+    )
 
 
 @pytest.mark.slow

@@ -55,10 +55,14 @@ def _trials(path: Path, by_role: Mapping[str, str], where: str | None) -> dict[s
     loss = by_role.get("loss", LOSS)
     present = open_table(path).names
     names = [name for name in (*COSTS, loss) if name in present or name in by_role.values()]
-    trials = pd.DataFrame(read_texts(path, names, where))
+    selected = f" that --where {where!r} selects" if where else ""
+    return trials_by_compute(pd.DataFrame(read_texts(path, names, where)), loss, str(path), selected)
+
+
+def trials_by_compute(trials: pd.DataFrame, loss: str, source: str, selected: str = "") -> dict[str, Any]:
+    """Return FLOPs of the whole training as x and the column ``loss`` as y, of the trials that have both."""
     flops, losses = training_flops(trials), numeric(trials, loss)
     known = flops.notna() & losses.notna()
     if not known.any():
-        selected = f" that --where {where!r} selects" if where else ""
-        raise InputError([f"{path}: no trial{selected} has both flops_per_step and {loss}"])
+        raise InputError([f"{source}: no trial{selected} has both flops_per_step and {loss}"])
     return {"x": flops[known].to_numpy(), "y": losses[known].to_numpy()}

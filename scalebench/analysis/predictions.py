@@ -72,7 +72,7 @@ class PredictedQuantity:
         return {name: getattr(self, name) for name in (*names, "basis", "reason")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SizePrediction:
     """The predicted quantities of one size, or of other inputs ``at``; the backtest of its law is of ``held_out``."""
 
@@ -82,6 +82,19 @@ class SizePrediction:
     backtest: Sequence[Forecast]
     place: str = ""
     held_out: str = "the loss"
+
+    def __repr__(self) -> str:
+        place = self.place if self.params is None else f"{self.params:.6g} parameters"
+        known = (each for each in self.quantities if each.value is not None)
+        return f"SizePrediction at {place}: {'; '.join(map(_in_short, known)) or 'nothing'}; .quantities has the rest"
+
+
+def _in_short(predicted: PredictedQuantity) -> str:
+    """Return a quantity in SI units with its interval, for a Python prompt."""
+    interval = (
+        "" if predicted.low is None or predicted.high is None else f" ({predicted.low:.4g} to {predicted.high:.4g})"
+    )
+    return f"{predicted.quantity} {predicted.value:.4g} {predicted.unit}".rstrip() + interval
 
 
 def predict_size(

@@ -149,6 +149,8 @@ def precision_law(study: StudyAnalysis) -> Trend:
     """
     rows = quantised(study)
     rows = rows[(rows["scheme"] == SIMULATED) & (rows["bits"] >= FEWEST_BITS)]
+    if rows.empty:
+        return Trend(None, f"no trial has 2 simulated bits or more (scheme = {SIMULATED!r})")
     kinds = {level.partition(",")[2] for level in rows["level"]}
     if len(kinds) > 1:
         return Trend(None, "the bits have different groups or layers; give one of them with --where")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,14 +183,16 @@ def cost_columns(
 
     Raises ``InputError`` where the operation has no such direction.
     """
+    from scalekernels.cost import Cost
     from scalekernels.providers import Unsupported
 
     own = provider.cost if provider else None
     try:
-        cost = asdict((own or operation.module.cost)(case, backward))
+        cost = (own or operation.module.cost)(case, backward)
     except Unsupported as reason:
         raise InputError([f"{operation.name}: {reason}"]) from reason
-    return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
+    expect(cost, Cost, f"{operation.name}: cost returns a scalekernels.cost.Cost")
+    return {"flops": cost.flops, "bytes_moved": cost.bytes_read + cost.bytes_written}
 
 
 def compare(operation: str | Path, *, results: str | Path = "results", **options: Any) -> Comparison:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import re
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +16,11 @@ import torch
 
 from scalebench.comparison.options import OPERATION_MODULES, check_operation
 from scalebench.errors import InputError, unknown
+from scalebench.families import own
 
 EAGER = "eager"
 REQUIRED = ("Case", "CASES", "inputs", "results", "cost", "providers")
+PLANNED = ("cost", "providers")  # functions that a plan calls; what the others raise is in the rows
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 FIELD_DTYPES = DTYPES | {"int8": torch.int8, "uint8": torch.uint8, "float8_e4m3fn": torch.float8_e4m3fn}
 _BOOLEANS = {"true": True, "false": False}
@@ -46,13 +46,10 @@ def load_operation(name: str) -> Operation:
     Raises ``InputError`` for an unknown name, a missing file, or a file that lacks a required name or provider.
     """
     check_operation(name)
-    if name.endswith(".py"):
+    if name.endswith(own.ENDING):
         module, title = _from_file(Path(name)), re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-")
     else:
         module, title = importlib.import_module(OPERATION_MODULES[name]), name
-    lacking = [required for required in REQUIRED if not hasattr(module, required)]
-    if lacking:
-        raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation defines {', '.join(REQUIRED)}"])
     if EAGER not in (known := list(module.providers())):
         line = f"no provider {EAGER!r} (plain PyTorch); others are checked by its error, and it is the default baseline"
         raise InputError([f"{name}: {line}; providers: {', '.join(known)}"])
@@ -60,13 +57,19 @@ def load_operation(name: str) -> Operation:
 
 
 def _from_file(path: Path) -> ModuleType:
-    name = f"scalebench_operation_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module there
-    spec.loader.exec_module(module)
+    """Import an operation's file and check what a plan reads. Raises ``InputError``, with the line where it has one."""
+    module = own.imported(path, path.read_bytes(), "operation")
+    if lacking := [required for required in REQUIRED if not hasattr(module, required)]:
+        raise InputError([f"{path}: lacks {', '.join(lacking)}; an operation defines {', '.join(REQUIRED)}"])
+    if not own.is_frozen(module.Case):
+        raise InputError(f"{path}: Case must be a frozen dataclass; write @dataclass(frozen=True) above it")
+    fields = {field.name for field in dataclasses.fields(module.Case)}
+    if without := [name for name in ("label", "dtype") if name not in fields and not hasattr(module.Case, name)]:
+        raise InputError(f"{path}: Case has no {' and no '.join(without)}")
+    if not module.CASES:
+        raise InputError(f"{path}: CASES is empty; it needs a Case at least")
+    for name in PLANNED:
+        setattr(module, name, own.reporting(path, getattr(module, name)))
     return module
 
 

@@ -107,27 +107,30 @@ def _read(path: Path) -> bytes:
 
 @lru_cache(maxsize=32)
 def _loaded(path: Path, content: bytes) -> Any:
-    module = _imported(path, content)
+    module = imported(path, content, "family")
     if lacking := [name for name in REQUIRED if not hasattr(module, name)]:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; scalebench/families/base.py documents each")
-    if not _is_frozen(module.Config):
+    if not is_frozen(module.Config):
         raise InputError(f"{path}: Config must be a frozen dataclass; write @dataclass(frozen=True) above it")
     for name in PLANNED:
-        setattr(module, name, _reporting(path, getattr(module, name)))
+        setattr(module, name, reporting(path, getattr(module, name)))
     summary = (module.__doc__ or path.stem).strip().splitlines()[0]
     for name, value in (DEFAULTS | {"SUMMARY": summary, "explicit": module.Config}).items():
         module.__dict__.setdefault(name, value)
     return module
 
 
-def _is_frozen(config: Any) -> bool:
+def is_frozen(config: Any) -> bool:
     """Return whether it is a frozen dataclass: configurations are compared, written to records and kept by value."""
     return is_dataclass(config) and getattr(config, "__dataclass_params__").frozen  # noqa: B009 - no stub has it
 
 
-def _imported(path: Path, content: bytes) -> ModuleType:
-    """Import a file as a module with a unique name, which dataclasses and torch.compile look up in sys.modules."""
-    name = f"scalebench_family_{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
+def imported(path: Path, content: bytes, kind: str) -> ModuleType:
+    """Import a file as a module with a unique name, which dataclasses and torch.compile look up in sys.modules.
+
+    Raises ``InputError`` with the line of what the file itself raises.
+    """
+    name = f"scalebench_{kind}_{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -140,7 +143,7 @@ def _imported(path: Path, content: bytes) -> ModuleType:
     return module
 
 
-def _reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
+def reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of the file that raises its errors, and a missing value, as ``InputError`` with the line."""
 
     @wraps(function)
@@ -159,7 +162,8 @@ def _reporting(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_input_error(path: Path, error: BaseException) -> InputError:
-    return InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}")
+    beside = "; set PYTHONPATH to the folder that has it" if isinstance(error, ModuleNotFoundError) else ""
+    return InputError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}{beside}")
 
 
 def _line_of(error: BaseException, path: Path) -> str:

@@ -19,6 +19,7 @@ from scalebench.points import numerals
 
 DecimalMark = Callable[[], numerals.Mark | None]
 TRUTH = {"true": "1", "false": "0"}
+UNNAMED = "unnamed "  # before the number of a column without a name
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from scalebench.errors import InputError
-from scalebench.points.batches import MISSING, Table, check_unique, empty_file, named_errors
+from scalebench.points.batches import MISSING, UNNAMED, Table, check_unique, empty_file, named_errors
 from scalebench.points.text_files import encoding_of, is_gzipped, open_native, open_text
 
 DELIMITERS = ",;\t|"
@@ -76,7 +76,9 @@ def _header(path: Path) -> _Header:
         raise InputError([f"{path}: not readable as gzip ({error})"]) from error
     if names is None:
         raise InputError([empty_file(path)])
-    return _Header(tuple(name.strip() or f"unnamed {i}" for i, name in enumerate(names, 1)), delimiter, reader.line_num)
+    unnamed = (f"{UNNAMED}{i}" for i in range(1, len(names) + 1))
+    named = tuple(name.strip() or other for name, other in zip(names, unnamed, strict=True))
+    return _Header(named, delimiter, reader.line_num)
 
 
 def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

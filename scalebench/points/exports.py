@@ -65,7 +65,7 @@ def reshaped(table: Table, series: Mapping[str, tuple[str, str]]) -> tuple[pd.Da
             joined = joined.merge(other, on=step, how="outer")
         runs.append(joined.assign(**{RUN: run}))
     frame = pd.concat(runs, ignore_index=True)
-    note = f"a chart of Weights & Biases, {len(runs)} runs side by side, read as one row per run and step"
+    note = f"a chart of Weights & Biases, {len(runs)} runs side by side, as one row per run and step"
     return frame, f"{note}; {_columns_of(frame)}"
 
 

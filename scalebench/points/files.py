@@ -46,7 +46,8 @@ def open_table(path: Path) -> Table:
         if not path.exists():
             raise InputError([f"{path}: there is no such file or folder"])
         reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is not a folder"
-        raise InputError([f"{path}: {reason}" + ("; rename it to match its format" if path.is_file() else "")])
+        remedy = "; save it as CSV or Parquet, or rename it if it has one of these formats" if path.is_file() else ""
+        raise InputError([f"{path}: {reason}{remedy}"])
     with _readable(path):
         table = _open_by_suffix(path)
         return _valid_trials(table) if is_export(table) else table
@@ -136,6 +137,10 @@ def of_frame(path: Path, frame: pd.DataFrame, note: str, place: Callable[[int], 
 def _open_lines(path: Path) -> Table:
     """Open a file with a JSON object in each line."""
     with named_errors(path, "JSON lines"), open_bytes(path) as file:
+        if file.read(64).lstrip().startswith(b"["):
+            remedy = "write an object in each line, as to_json(orient='records', lines=True) of pandas does"
+            raise InputError([f"{path}: a JSON array, not JSON lines; {remedy}"])
+        file.seek(0)
         if encoding_of(path).startswith("utf-16"):
             file = BytesIO(file.read().decode(encoding_of(path)).encode())  # noqa: PLW2901 - pyarrow reads UTF-8 alone
         table = pa_json.read_json(file, pa_json.ReadOptions(block_size=1 << 24))

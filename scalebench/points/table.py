@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scalebench.errors import InputError, unknown
 from scalebench.laws.columns import LARGEST, usable
 from scalebench.points import numerals
-from scalebench.points.batches import MISSING, DecimalMark, Table, numbers, texts
+from scalebench.points.batches import MISSING, UNNAMED, DecimalMark, Table, numbers, texts
 from scalebench.points.files import OF_RESULTS, frame_batch, open_table
 from scalebench.points.where import Kind, Mask, Where, parse
 from scalebench.store import RENAMED
@@ -181,6 +181,8 @@ def _check_names(
         lines.append(f"{path}: the first line holds only numbers; it must name the columns")
     if lines and next(iter(known), "").startswith("#"):
         lines.append(f"{path}: the first line is a comment; it must name the columns")
+    if lines and 2 * sum(name.startswith(UNNAMED) for name in known) > len(known):
+        lines.append(f"{path}: the first line names few columns; delete the lines above the one that names them all")
     if lines:
         raise InputError(lines)
 

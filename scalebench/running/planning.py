@@ -63,6 +63,7 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
     Raises ``StudyError`` with every error found at once: types, keys and names, and then also the sizes that a family
     cannot take (``plan`` finds those in a study that is otherwise sound).
     """
+    expect(name, str | Path, "load_study: expected the path of a study file, or the name of a study that ships")
     path = find_study(str(name))
     raw = read_toml(path)
     override(raw, settings, WORKLOADS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench import store
-from scalebench.errors import InputError, expect
+from scalebench.errors import InputError, expect, number_of
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.attempts import Attempts, resources_of
@@ -31,7 +31,7 @@ from scalebench.workloads.checkpoints import has_checkpoints
 WAIT_S = 0.2  # between looks at trials that another driver runs
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
     """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any.
 
@@ -55,6 +55,12 @@ class Sweep:
         """Count the planned trials by status, those without a record as missing."""
         counts = Counter(str(row["status"]) for row in self.rows.values())
         return counts + Counter({"missing": len(self.missing)})
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {status}" for status, count in self.statuses().items())
+        return (
+            f"Sweep in {self.study_dir}: {number_of(len(self.planned), 'trial')} ({counts}), {self.executed} executed"
+        )
 
 
 def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:

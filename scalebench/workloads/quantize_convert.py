@@ -92,7 +92,11 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
     chosen = {path: layer for path, layer in linear.items() if path not in skipped}
     shapes = {path: layer.weight.shape for path, layer in linear.items()}
     tied = tuple(path for path in chosen if _is_tied(model, path))
-    floats = sum(parameter.numel() for parameter in _stored(model))
+    tensors = _stored(model)
+    floats = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    others = sum(
+        tensor.nbytes for tensor in tensors if not tensor.is_floating_point()
+    )  # a batch norm's count of batches
     each = 2 if spec.precision == "bfloat16" else 4
     computing = OneType(model, torch.bfloat16) if each == 2 else model
     if spec.scheme == SIMULATED:
@@ -105,7 +109,7 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
     stored = sum(matrix_bytes(shape, spec, kind) for shape in shapes.values())
     done = tuple(path for path in chosen if path not in skipped)
     params = sum(math.prod(shapes[path]) for path in done) if spec.linear_only else floats * (spec.bits < 32)
-    return computing, Conversion(done, skipped, tied, params, each * (floats - replaced) + stored)
+    return computing, Conversion(done, skipped, tied, params, each * (floats - replaced) + others + stored)
 
 
 def _stored(model: nn.Module) -> list[Tensor]:

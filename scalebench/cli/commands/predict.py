@@ -71,7 +71,8 @@ def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
     if is_table_file(source) or (source.is_dir() and not is_results(source)):
-        fit = f"scalebench fit {shlex.quote(str(source))} --output fit.json"
+        law = "" if tokens is None else " --law chinchilla"
+        fit = f"scalebench fit {shlex.quote(str(source))}{law} --output fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if not is_fit(source):
         if others:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from scalebench.cli.output import say_exactly
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES, Family
+from scalebench.families.own import ENDING
 from scalebench.running.shipped import studies_dir
 from scalebench.store import is_name
 from scalebench.study.file import read_toml
@@ -104,6 +105,9 @@ FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 def study_template(name: str, family_name: str) -> str:
     """Return the text of a study file for a family. Raises ``InputError`` for a family that is not known."""
+    if family_name.endswith(ENDING):
+        remedy = f"write one of a family that ships, such as mlp, and set its family to {_toml(family_name)}"
+        raise InputError([f"new study: its fields are those of a family that ships: {remedy}"])
     if family_name not in FAMILIES:
         raise InputError([f"new study: family {unknown(family_name, FAMILIES)}"])
     family = FAMILIES[family_name]

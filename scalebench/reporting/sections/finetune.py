@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 
 from scalebench.analysis.finetuning import (
     BEFORE,
@@ -55,7 +54,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
         (group for group in groups if group.method == FULL), key=lambda group: group.tokens, default=groups[0]
     )
     yield gain_sentence(longest, study)
-    if study.trials.get("metric_accuracy", pd.Series(dtype=float)).notna().any():
+    if not longest.means("metric_accuracy").empty:
         yield accuracy_sentence(longest, groups)
     yield from transfer_sentences(study)
     yield from lora_sentences(study, groups)
@@ -78,14 +77,14 @@ def gain_sentence(group: Tuned, study: StudyAnalysis) -> str:
 
 
 def accuracy_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
-    """Return accuracy and F1 at both ends of the sizes."""
-    accuracy, f1 = group.means("metric_accuracy"), group.means("metric_f1")
-    ends = [
-        f"{_share(row['mean'], row['se'])} (macro F1 {uncertain(f1['mean'].iloc[i], f1['se'].iloc[i])}) at "
-        f"{quantity(row['size'])} parameters"
-        for i in dict.fromkeys((0, len(accuracy) - 1))
-        for row in [accuracy.iloc[i]]
-    ]
+    """Return accuracy, and macro F1 where the task has it, at both ends of the sizes."""
+    accuracy, f1 = group.means("metric_accuracy"), group.means("metric_f1").set_index("size")
+    ends = []
+    for i in dict.fromkeys((0, len(accuracy) - 1)):
+        row = accuracy.iloc[i]
+        scores = [f1.loc[row["size"]]] if row["size"] in f1.index else []
+        beside = "".join(f" (macro F1 {uncertain(each['mean'], each['se'])})" for each in scores)
+        ends.append(f"{_share(row['mean'], row['se'])}{beside} at {quantity(row['size'])} parameters")
     return f"Accuracy ({label_of(group, groups)}) is {' and '.join(ends)}."
 
 

@@ -1,0 +1,55 @@
+"""Tables in memory as the Python API takes them: data frames of several libraries, and dicts of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench.errors import InputError, expect
+from scalebench.points.files import OF_RESULTS
+from scalebench.points.table import select_rows
+
+POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
+
+
+def selected_rows(function: str, points: Any, where: str | None) -> pd.DataFrame:
+    """Return the rows of a table in memory that match ``where``, as a plain data frame."""
+    points = as_pandas(points)
+    if isinstance(points, Mapping):
+        try:
+            points = pd.DataFrame(dict(points))
+        except ValueError as error:  # columns of different lengths
+            raise InputError(f"{function}: the points are no table: {error}") from error
+    expect(points, pd.DataFrame, f"{function}: points are {POINTS}")
+    return select_rows(Path("the points"), pd.DataFrame(points), where)
+
+
+def as_pandas(points: Any) -> Any:
+    """Return the table of another library (polars, pyarrow, datasets) as a data frame of pandas; others unchanged."""
+    return points.to_pandas() if hasattr(points, "to_pandas") else points
+
+
+def law_values(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
+    """Return the columns that a law reads, under its own names."""
+    columns = {role: frame[name].to_numpy() for role, name in law_names(frame, law).items()}
+    return columns | ({"config": frame["config"].to_numpy()} if "config" in frame else {})
+
+
+def law_names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
+    """Return the name of the column that a law reads for each role."""
+    names_by_role = {}
+    for role in (*law.inputs, law.response):
+        aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
+        names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
+        of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
+        # A table of results also has `params`, all parameters, which is not the N of its laws.
+        candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
+        name = next((name for name in candidates if name in frame), None)
+        if name is None:
+            known = ", ".join(map(str, frame.columns[:20]))
+            raise InputError([f"fit: {law.name} needs a column {' or '.join(candidates)}; there are {known}"])
+        names_by_role[role] = name
+    return names_by_role
