@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.transfer import RECIPE, Curve, curve_of, matching, runs_from_scratch
+from scalebench.analysis.transfer import RECIPE, ROUNDING, Curve, curve_of, matching, runs_from_scratch
 from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, LOSS, TEACHER, N, numeric
 from scalebench.laws import FitRefused, fit
@@ -130,12 +131,12 @@ def _reach(first: Distilled, second: Distilled, comparisons: int) -> float:
 @lru_cache(maxsize=8)
 def students_of(study: StudyAnalysis) -> tuple[Student, ...]:
     """Return the students of a study, by size and budget, each compared with supervised runs where there are some."""
-    rows = study.trials[study.trials["valid"] & study.trials[LOSS].notna() & numeric(study.trials, TEACHER).notna()]
+    rows = study.usable[study.usable[LOSS].notna() & numeric(study.usable, TEACHER).notna()]
     rows = rows[numeric(rows, "soft_weight") > 0]
     if rows.empty:
         return ()
     rows = rows.assign(
-        budget=groups_within(np.log(rows[TOTAL].to_numpy(float)), ALIKE), settings=_settings(rows),
+        budget=groups_within(np.log(rows[TOTAL].to_numpy(float)), ALIKE), settings=_settings(rows, study.settings),
         student_flops=numeric(rows, TOTAL) - numeric(rows, "teacher_flops"),
     ).reset_index(drop=True)  # fmt: skip
     spread, freedom = _noise(rows)
@@ -162,10 +163,14 @@ def supervised_curve(runs: pd.DataFrame) -> Curve | str:
     return curve_of(runs.assign(**{DATA_SEEN: runs.groupby(groups)[DATA_SEEN].transform("mean")}))
 
 
-def _settings(rows: pd.DataFrame) -> list[str]:
-    """Return, for each trial, those of ``SETTINGS`` that vary in the study."""
-    varied = [name for name in SETTINGS if name in rows and rows[name].astype(str).nunique() > 1]
-    return [", ".join(f"{name} {row[name]:g}" for name in varied if pd.notna(row[name])) for _, row in rows.iterrows()]
+def _settings(rows: pd.DataFrame, varied: Sequence[str]) -> list[str]:
+    """Return, for each trial, those of ``SETTINGS``, and of what the study varied, that vary among these trials."""
+    names = [name for name in dict.fromkeys((*SETTINGS, *varied)) if name != TEACHER]
+    names = [name for name in names if name in rows and rows[name].astype(str).nunique() > 1]
+    return [
+        ", ".join(f"{name} {setting_text(row[name])}" for name in names if pd.notna(row[name]))
+        for _, row in rows.iterrows()
+    ]
 
 
 def _noise(rows: pd.DataFrame) -> tuple[float, int]:
@@ -216,7 +221,7 @@ def _against(each: Distilled, curve: Curve, comparisons: int) -> Distilled:
 def _half_width(each: Distilled, curve: Curve, comparisons: int) -> float:
     """Return half of the interval of the difference of both mean losses (Welch's t); NaN without replicates."""
     total = each.error**2 + curve.error**2
-    if not total > 0:
+    if not total > ROUNDING**2:
         return float("nan")
     freedom = total**2 / (each.error**4 / each.freedom + curve.error**4 / curve.freedom)
     return float(stdtrit(freedom, 1 - 0.025 / comparisons) * np.sqrt(total))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import DATA_SEEN, LENGTH_AXES, LOSS, N, numeric, tuned_axes
+from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.measure.statistics import mean_interval
 
 BEFORE, FORGETTING = "loss_before_nats", "forgetting_nats"
@@ -61,10 +61,8 @@ def tuned_alike(study: StudyAnalysis) -> list[Tuned]:
 
     Of the axes of which each size keeps its best value, only that one is in them.
     """
-    usable = study.trials.loc[sorted(row for series in study.series for row in series.usable.index)]
-    valid = usable[usable[LOSS].notna()]
-    tuned = {"seed", *tuned_axes(study.definition), *LENGTH_AXES}
-    apart = dict.fromkeys((*APART, *(name for name in study.varied if name not in tuned)))
+    valid = study.usable[study.usable[LOSS].notna()]
+    apart = dict.fromkeys((*APART, *study.settings))
     valid = valid.assign(**{name: None for name in apart if name not in valid})
     valid["method"] = valid["method"].fillna(FULL)
     groups = []

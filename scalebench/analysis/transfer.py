@@ -31,6 +31,7 @@ RECIPE = (
     "weight_decay",
 )  # one of each per size, or nothing compares
 FULL = "full"
+ROUNDING = 1e-12  # nats: an error below this is that of the arithmetic
 Array = NDArray[np.float64]
 
 
@@ -149,9 +150,14 @@ def _law_points(points: list[Transfer]) -> pd.DataFrame:
 @lru_cache(maxsize=8)  # its law takes a second, and a page asks for it several times
 def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
     """Compare the valid trials of a fine-tuning study with the runs from scratch among the other studies."""
-    tuned = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]
+    tuned = study.usable[study.usable[LOSS].notna()]
     if "head" in tuned:
         tuned = tuned[tuned["head"].fillna("own").eq("own")]
+    fully = tuned[tuned["method"].fillna(FULL).eq(FULL)] if "method" in tuned else tuned
+    differing = [name for name in study.settings if name != "method" and fully[name].nunique() > 1]
+    if differing:
+        chosen = "choose one with --where, or the best of each size with [fit] best_over"
+        return TransferAnalysis((), f"the fine-tuned trials differ in {', '.join(differing)}: {chosen}")
     scratch = runs_from_scratch(study.others, tuned)
     if tuned.empty or scratch.empty:
         missing = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
@@ -243,7 +249,7 @@ def _half_width(point: Transfer, curve: Curve) -> float:
     from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     total = point.error**2 + curve.error**2
-    if not total > 0:
+    if not total > ROUNDING**2:
         return float("nan")
     freedom = total**2 / ((point.error**4) / (point.seeds - 1) + (curve.error**4) / curve.freedom)
     return float(stdtrit(freedom, 0.975) * np.sqrt(total))
