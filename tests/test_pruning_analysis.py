@@ -253,12 +253,12 @@ def test_a_study_whose_trials_all_failed_is_still_shown():
 
 def checkpoints(method="magnitude-global", factors=(1.0, 4.0), **changes):
     """Trials of two checkpoints of every parent, of which the later one loses more."""
-    return pd.concat([
-        rows(method, factor=factor, **changes).assign(parent_weights_sha256=lambda r, s=step: r["parent_trial_id"] + s,
-                                             parent_flops=lambda r, s=step: r["params"] * len(s), tokens_before=1e6 * len(step),
-                                             trial_id=lambda r, s=step: r["trial_id"] + s)
-        for factor, step in zip(factors, ("a", "bb"), strict=True)
-    ], ignore_index=True)  # fmt: skip
+    made = []
+    for factor, step in zip(factors, ("a", "bb"), strict=True):
+        one = rows(method, factor=factor, **changes)
+        one = one.assign(parent_flops=one["params"] * len(step), trial_id=one["trial_id"] + step)
+        made.append(one.assign(parent_weights_sha256=one["parent_trial_id"] + step))
+    return pd.concat(made, ignore_index=True)
 
 
 def test_checkpoints_of_a_run_are_neither_one_model_nor_independent():

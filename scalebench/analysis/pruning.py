@@ -62,7 +62,7 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the valid trials with a loss, and in ``SIZE`` the size of the unpruned model, in ``bytes`` what is stored.
 
     ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise. Trials that shared
-    the machine have no latency. ``LENGTH`` counts the lengths of training, by FLOPs, of the models of one size and seed.
+    the machine have no latency. ``LENGTH`` counts the lengths of training (by FLOPs) of models of one size and seed.
     """
     columns = (ADDED, DENSITY, BEFORE, "weight_bytes", "weight_bytes_before", "packed_bytes", "recovery_steps",
                "params_remaining", "tokens_before", "tokens_seen", "latency_ratio")  # fmt: skip
