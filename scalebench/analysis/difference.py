@@ -130,10 +130,10 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     notes = [f"{QUANTITIES[LOSS][0]}: not compared at {len(other_data)} of {len(rows)} configurations: other {DATA}"]
     notes = notes if other_data else []
     for column, (name, unit) in QUANTITIES.items():
-        values = np.concatenate([_values(frame, column) for frame in (old, new)])
+        measurements = np.concatenate([_values(frame, column) for frame in (old, new)])
         if column == LOSS:
-            values[[row for number in other_data for part in rows[number] for row in part]] = np.nan
-        runs, measured = _runs(values, rows, session)
+            measurements[[row for number in other_data for part in rows[number] for row in part]] = np.nan
+        runs, measured = _runs(measurements, rows, session)
         if not measured:
             continue
         spread = _spread(runs, timed=column in TIMES)
@@ -230,30 +230,38 @@ def _values(trials: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
+class _Own:
+    """Standard deviations of configurations that differ in their noise, [n], with their degrees of freedom.
+
+    ``number`` [runs] is the configuration of each run.
+    """
+
+    deviation: NDArray[np.float64]
+    freedom: NDArray[np.intp]
+    number: NDArray[np.intp]
+
+    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the standard error of the sum of logs times ``weights`` [runs], and Satterthwaite's freedom."""
+        parts = np.bincount(self.number, weights**2) * self.deviation**2
+        return math.sqrt(parts.sum()), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
+
+
+@dataclass(frozen=True)
 class _Spread:
     """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known.
 
-    ``own`` are the deviations of each configuration, by number, where they differ, with their degrees of freedom
-    ``own_freedom``; ``number`` is the configuration of each run.
+    ``own`` is the noise of each configuration, where they differ.
     """
 
     deviation: float | None
     freedom: int
     drift: Drift | None = None
-    own: NDArray[np.float64] | None = None
-    own_freedom: NDArray[np.intp] | None = None
-    number: NDArray[np.intp] | None = None
+    own: _Own | None = None
 
     def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom.
-
-        Those of configurations with their own noise are Satterthwaite's.
-        """
-        if self.drift is not None:
-            return self.drift.error(weights)
-        if self.own is not None:
-            parts = np.bincount(self.number, weights**2) * self.own**2
-            return math.sqrt(parts.sum()), float(parts.sum() ** 2 / (parts**2 / self.own_freedom).sum())
+        """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom."""
+        if known := self.drift or self.own:
+            return known.error(weights)
         assert self.deviation is not None
         return self.deviation * math.sqrt((weights**2).sum()), self.freedom
 
@@ -283,7 +291,7 @@ def _spread(runs: Runs, *, timed: bool) -> _Spread:
     if not _unequal(own[known] ** 2, degrees[known]):
         return _Spread(deviation, freedom)
     own, degrees = np.where(known, own, deviation), np.where(known, degrees, freedom)
-    return _Spread(deviation, freedom, None, own, degrees, runs.cell // 2)
+    return _Spread(deviation, freedom, own=_Own(own, degrees, runs.cell // 2))
 
 
 def _unequal(variances: NDArray[np.float64], freedom: NDArray[np.intp]) -> bool:
@@ -300,7 +308,7 @@ def _notes(runs: Runs, spread: _Spread, *, timed: bool) -> Iterator[str]:
     if timed and spread.deviation is not None:
         yield _drift_note(runs, spread)
     if spread.own is not None:
-        least, most = (f"{100 * end:.2g}" for end in (spread.own.min(), spread.own.max()))
+        least, most = (f"{100 * end:.2g}" for end in (spread.own.deviation.min(), spread.own.deviation.max()))
         yield f"configurations differ in their noise, {least} to {most} % of one run, and each has its own"
 
 
