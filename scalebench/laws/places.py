@@ -30,19 +30,14 @@ class Places:
     first: NDArray[np.intp]
 
     @classmethod
-    def each(cls, logs: Mapping[str, Array]) -> Places:
-        """Every row of ``logs``, by name and each [n], as its own place."""
-        every = np.arange(len(next(iter(logs.values()))))
-        return cls(dict(logs), np.ones(len(every)), False, every, None, every)
-
-    @classmethod
     def of(cls, logs: Mapping[str, Array]) -> Places:
         """Find the distinct rows of ``logs``, by name and each [n]."""
         inputs = np.stack(list(logs.values()), axis=1)
         _, where, row, counts = np.unique(inputs, axis=0, return_index=True, return_inverse=True, return_counts=True)
         n, row = len(inputs), row.reshape(-1)
         if len(where) * SHARED > n:
-            return cls.each(logs)
+            every = np.arange(n)
+            return cls(dict(logs), np.ones(n), False, every, None, every)
         order = None if (np.diff(row) >= 0).all() else np.argsort(row, kind="stable")
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         return cls({name: log[where] for name, log in logs.items()}, counts.astype(np.float64), True, row, order, first)

@@ -60,10 +60,6 @@ class Affine:
             np.exp(own, out=own)
         return terms
 
-    def of_rows(self, rows: NDArray[np.intp]) -> Affine:
-        """The same terms of some rows."""
-        return Affine(self.base[:, rows], self.slopes[..., rows], self.moved)
-
 
 def _selected(chosen: NDArray[np.bool_]) -> Selection:
     """The index of the chosen entries of an axis: a slice if they are adjacent, since it makes no copy."""
@@ -276,16 +272,6 @@ class Problem:
         logs = {name: log[order] for name, log in self.logs.items()}
         part = self.same_inputs(logs=logs, target=self.target[..., order], weights=self.weights[..., order])
         vars(part).update(places=places)
-        return part
-
-    def weighted(self) -> Problem:
-        """The same problem of one replicate without its rows of weight 0; itself where rows share their terms."""
-        if self.affine is None or self.places.shared or self.weights.shape[0] != 1:
-            return self
-        rows = np.flatnonzero(self.weights[0])
-        logs = {name: log[rows] for name, log in self.logs.items()}
-        part = replace(self, logs=logs, target=self.target[..., rows], weights=self.weights[:, rows])
-        vars(part).update(affine=self.affine.of_rows(rows), places=Places.each(logs))
         return part
 
     def rows(self, index: NDArray[np.intp]) -> Problem:

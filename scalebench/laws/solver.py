@@ -12,7 +12,6 @@ from scalebench.laws.problem import Problem
 from scalebench.laws.starts import in_order, move, starts, thinned
 
 BLOCK = 60_000  # residuals per block, to stay in the processor's cache
-ONE_BY_ONE = 8000  # rows from which a resample is refitted alone, without the third of its rows that was not drawn
 ROWS = 4000  # with more rows, starts are compared on a sample
 LEAST_PIVOT = 1e-4  # of a Cholesky factor that is as exact as eigenvectors
 LEAST_CURVATURE = 1e-12  # relative to the majorant
@@ -170,19 +169,13 @@ def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, 
     Works in blocks whose arrays stay in the processor's cache, which halves the time of a bootstrap.
     """
     problem = problem.sorted() if len(theta) >= MANY else problem
-    n, resampled = problem.target.shape[-1], problem.weights.ndim == 2
-    rows = 1 if resampled and n >= ONE_BY_ONE else max(BLOCK // n, 1)
+    rows = max(BLOCK // problem.target.shape[-1], 1)
     if len(theta) <= rows:
         return _polish(problem, theta, width)
     blocks = [np.arange(first, min(first + rows, len(theta))) for first in range(0, len(theta), rows)]
-    parts = [_polish(_block(problem, block), theta[block], width) for block in blocks]
+    parts = [_polish(problem.rows(block), theta[block], width) for block in blocks]
     best, value, done = (np.concatenate(part) for part in zip(*parts, strict=True))
     return best, value, done
-
-
-def _block(problem: Problem, rows: NDArray[np.intp]) -> Problem:
-    part = problem.rows(rows)
-    return part.weighted() if len(rows) == 1 and part.weights.ndim == 2 else part
 
 
 def _polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:
