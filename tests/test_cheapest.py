@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from math import inf, sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chain_support import SEEDS, SIZES, analysed, base, bytes_of, flops_of, loss_of, quant, quantised
+from chain_support import SEEDS, SIZES, analysed, base, bytes_of, flops_of, loss_of, quant, quantised, trained
 
 from scalebench import store
 from scalebench.analysis.cheapest import (
@@ -62,6 +63,52 @@ def test_the_measured_answer_is_that_of_brute_force(points, loss: float, most_by
     assert (best.flops.value, best.bytes.value, best.size) == pytest.approx((flops, stored, size))
     assert len(best.trials) == len(SEEDS)
     assert best.loss.low < best.loss.value < best.loss.high
+
+
+def of_lengths(make, lengths=(1.0, 4.0)):
+    """Rows of every size and seed, trained for some multiples of the usual length: 0.3 nats less for the longest."""
+    rows = []
+    for size, seed, length in itertools.product(SIZES, SEEDS, lengths):
+        row, less = make(size, seed), 0.3 * np.log(length) / np.log(lengths[-1])
+        row |= {name: row[name] + f"-{length}" for name in ("trial_id", "parent_trial_id") if row[name]}
+        row |= {name: row[name] - less for name in ("validation_loss_nats", "loss_before_nats") if name in row}
+        row |= {name: row[name] * length for name in ("steps", "parent_flops") if row.get(name)}
+        rows.append(row)
+    return rows
+
+
+def test_models_trained_for_several_lengths_are_no_seeds_of_one_another() -> None:
+    limits = Limits(loss_of(16_000) - 0.25)
+    for study in (analysed("base", of_lengths(trained)), analysed("quant", of_lengths(lambda *at: quantised(*at, 8)))):
+        points = tradeoff_points([study])
+        measured = [*measured_candidates(points, limits)]
+        assert {len(each.trials) for each in measured} == {len(SEEDS)}
+        (best, *_) = cheapest_first([each for each in measured if "quant" not in each.study], limits)
+        assert (best.size, best.loss.value) == (16_000, pytest.approx(loss_of(16_000) - 0.3))
+        answer = find_cheapest(points, limits)
+        assert not of(answer, PREDICTED)
+        assert {refusal.basis for refusal in answer.refused} == {PREDICTED}
+        assert all("several lengths" in refusal.reason for refusal in answer.refused)
+
+
+def test_one_seed_is_never_sure_to_be_within_the_limit() -> None:
+    points = tradeoff_points([analysed("base", [trained(size, 1) for size in SIZES])])
+    measured = [*measured_candidates(points, Limits(9.0))]
+    assert [each.loss.value for each in measured] == pytest.approx([loss_of(size) for size in SIZES])
+    assert all(np.isnan([each.loss.low, each.loss.high]).all() and not each.sure for each in measured)
+
+
+@pytest.mark.usefixtures("few_refits")
+def test_a_size_is_predicted_from_models_of_one_learning_rate() -> None:
+    rows = []
+    for size, seed, (rate, worse) in itertools.product(SIZES, SEEDS, ((0.001, 0.4), (0.01, 0.0))):
+        row = trained(size, seed)
+        row |= {"learning_rate": rate, "trial_id": f"{row['trial_id']}-{rate}"}
+        rows.append(row | {"validation_loss_nats": loss_of(size, seed) + worse})
+    study = analysed("base", rows, learning_rate=[0.001, 0.01], seed=[*SEEDS])
+    (answer,) = of(find_cheapest(tradeoff_points([study]), Limits(loss_of(12_000))), PREDICTED)
+    assert answer.settings == "learning_rate 0.01"
+    assert answer.size == pytest.approx(12_000, rel=0.05)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from command_support import SIZES, record, write_study
 
 from scalebench.analysis.configuration_labels import labels_by_size
 from scalebench.analysis.difference import BETTER, NOISE, SAME, WORSE, difference
+from scalebench.errors import InputError
 
 
 def rows(seeds: int, noise: float, seed: int, **factors: float) -> list[dict[str, object]]:
@@ -179,3 +180,46 @@ def test_effects_are_in_order_of_size_and_fit_the_terminal(command, tmp_path: Pa
     assert shown[: len(SIZES)] == shown[len(SIZES) : 2 * len(SIZES)] == by_size
     assert "nats" in out
     assert max(map(len, table)) <= 80
+
+
+def test_configurations_that_changed_machines_are_not_compared() -> None:
+    """Both folders ran on A and on B, each with the other's sizes; B is half as fast."""
+    small = frame()["depth"] <= SIZES[2]
+    sides = [
+        each.assign(
+            machine_id=np.where(small == first, "A", "B"), step_time_median_s=np.where(small == first, 0.1, 0.2)
+        )
+        for each, first in ((frame(), True), (frame(seed=2), False))
+    ]
+    with pytest.raises(InputError, match=r"1,000 params ran on different machines \(machine_id: A and B\)"):
+        difference(*sides, 0.01)
+    assert difference(*sides, 0.01, other_machine=True).effects
+
+
+def test_losses_on_other_data_are_not_compared() -> None:
+    old = frame().assign(data_sha256="a")
+    new = frame(seed=2, validation_loss_nats=1.2)
+    changes = difference(old, new.assign(data_sha256="b"), 0.01)
+    assert {effect.quantity for effect in changes.effects} == {"step time", "memory (tracked)"}
+    assert f"validation loss: not compared at {len(SIZES)} of {len(SIZES)} configurations: other data_sha256" in (
+        changes.notes
+    )
+    one = difference(old, new.assign(data_sha256=np.where(new["depth"] == SIZES[0], "b", "a")), 0.01)
+    losses = [effect.label for effect in one.effects if effect.quantity == "validation loss"]
+    assert len(losses) == len(SIZES)  # that of all, and six of the seven sizes
+
+
+def test_configurations_with_more_noise_have_their_own() -> None:
+    """Two of seven sizes vary by 8 %, the others by 0.5 %: with the noise of all, a third of the intervals misses."""
+    rng, missed, wrong = np.random.default_rng(0), 0, 0
+    made = frame(seeds=2)[["depth", "seed", "params", "status", "invalid_reason"]]
+    noise = np.where(made["depth"] <= SIZES[1], 0.08, 0.005)
+    for _ in range(15):
+        sides = [made.assign(step_time_median_s=0.01 * np.exp(noise * rng.standard_normal(len(made)))) for _ in "on"]
+        changes = difference(*sides, 0.01)
+        missed += sum(not effect.low <= 1 <= effect.high for effect in changes.effects[1:3])  # type: ignore[operator]
+        wrong += any(effect.verdict in (WORSE, BETTER) for effect in changes.effects)
+        assert any("step time: configurations differ in their noise" in note for note in changes.notes)
+        assert changes.effects[7].high - changes.effects[7].low < 0.1  # type: ignore[operator] # with that of all: 0.17
+    assert missed <= 5  # of 30
+    assert wrong <= 2

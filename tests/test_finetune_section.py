@@ -56,6 +56,26 @@ def test_lora_is_compared_by_parent_and_seed(analysed: StudyAnalysis) -> None:
     assert all(pair.high - pair.low < 0.02 for pair in pairs)  # the spread of the seeds, shared by both, cancels
 
 
+@pytest.mark.parametrize(("best_over", "pairs"), [(["learning_rate"], 1), ([], 3)])
+def test_learning_rates_are_no_seeds_of_one_another(best_over: list[str], pairs: int) -> None:
+    """LoRA ends 0.1 nats above all weights at each of three rates, of which the middle one is the best."""
+    rng, penalties = np.random.default_rng(0), {0.001: 0.3, 0.01: 0.0, 0.1: 0.5}
+    rows = [
+        row("tuned", 4e3, 2e4, seed, 3 + penalty + 0.1 * (method == "lora") + 0.001 * rng.standard_normal(),
+            workload="finetune", method=method, rank=4 if method == "lora" else None, parent_trial_id=f"p{seed}",
+            trial_id=f"{method}{seed}{rate}") | {"learning_rate": rate}
+        for seed in range(3) for rate, penalty in penalties.items() for method in ("full", "lora")
+    ]  # fmt: skip
+    axes = {"learning_rate": [*penalties], "method": ["full", "lora"], "seed": [0, 1, 2]}
+    definition = {"axes": axes, "fit": {"best_over": best_over}}
+    study = analyse(Results(pd.DataFrame(rows), (), {"tuned": definition}), "tuned")
+    compared = lora_against_full(study, "validation_loss_nats")
+    assert [pair.seeds for pair in compared] == [3] * pairs
+    assert all(pair.low < 0.1 < pair.high and pair.high - pair.low < 0.02 for pair in compared)
+    best = min(group.means("validation_loss_nats")["mean"].iloc[0] for group in tuned_alike(study))
+    assert best == pytest.approx(3.0, abs=0.01)
+
+
 def test_the_sentences_have_the_numbers(analysed: StudyAnalysis) -> None:
     assert sections.section_for(analysed) is finetune.SECTION
     text = " ".join(conclusions(analysed)).replace("\u00a0", " ")

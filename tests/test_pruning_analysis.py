@@ -249,3 +249,43 @@ def test_a_study_whose_trials_all_failed_is_still_shown():
     failed = study(rows().assign(status="failed"))
     assert "No conclusion" in SECTION.conclusions(failed)[0]
     assert SECTION.build(failed, "s", Room(10**6)).problems.rows
+
+
+def checkpoints(method="magnitude-global", factors=(1.0, 4.0), **changes):
+    """Trials of two checkpoints of every parent, of which the later one loses more."""
+    made = []
+    for factor, step in zip(factors, ("a", "bb"), strict=True):
+        one = rows(method, factor=factor, **changes)
+        one = one.assign(parent_flops=one["params"] * len(step), trial_id=one["trial_id"] + step)
+        made.append(one.assign(parent_weights_sha256=one["parent_trial_id"] + step))
+    return pd.concat(made, ignore_index=True)
+
+
+def test_checkpoints_of_a_run_are_neither_one_model_nor_independent():
+    made = trials(checkpoints(), checkpoints("random", (2.0, 6.0)))
+    parts = {label: part for label, part in groups(made) if "random" not in label}
+    assert [*parts] == [f"magnitude-global, length of training {i} of 2" for i in (1, 2)]
+    for part, (_, alone) in zip(parts.values(), ((f, trials(rows(factor=f))) for f in (1.0, 4.0)), strict=True):
+        assert tolerated(part)["density"].tolist() == tolerated(alone)["density"].tolist()
+        assert {change.n for _, change in slopes(part)} == {len(SIZES) * 3}
+    more = dict(against_control(made, "magnitude-global"))
+    assert {each.n for each in more.values()} == {len(SIZES) * 3}
+    assert more[0.2].value == pytest.approx(((2 - 1) + (6 - 4)) / 2 * 0.8**2)
+    assert [*SECTION.sentences(study(checkpoints()))]
+
+
+def test_repeated_pruning_of_one_model_counts_once():
+    """Three random masks of each of six models tell about six models."""
+    made = rows("random", sizes=SIZES[:2], scatter=0.01)
+    again = pd.concat([made.assign(trial_id=made["trial_id"] + f"-{i}") for i in range(3)], ignore_index=True)
+    assert {change.n for _, change in slopes(trials(again))} == {6}
+
+
+def test_learning_rates_of_the_training_after_pruning_are_apart():
+    made = pd.concat([
+        rows(steps=100, factor=factor).assign(learning_rate=rate, trial_id=lambda r, n=rate: r["trial_id"] + str(n))
+        for rate, factor in ((0.001, 1.0), (0.01, 2.0))
+    ])  # fmt: skip
+    assert [label for label, _ in groups(trials(made))] == [
+        "magnitude-global, learning_rate 0.001", "magnitude-global, learning_rate 0.01",
+    ]  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from transfer_support import AMOUNTS, LENGTHS, SIZES, A, B, K, from_scratch, study
 
@@ -58,6 +60,32 @@ def test_one_seed_has_no_interval() -> None:
     transfer = transfer_of(study(seeds=1))
     assert np.isnan([end for point in transfer.points for end in point.ends]).all()
     assert not np.isnan([point.transferred for point in transfer.points]).any()
+
+
+def test_losses_that_are_equal_to_the_last_digit_show_no_noise() -> None:
+    transfer = transfer_of(study(noise=0.0))
+    assert np.isnan([end for point in transfer.points for end in point.ends]).all()
+
+
+def test_runs_from_scratch_of_another_held_out_share_are_not_compared() -> None:
+    made = study(noise=0.01, validation_fraction=0.5)
+    assert transfer_of(replace(made, rows=made.rows.assign(validation_fraction=0.5))).points
+    transfer = transfer_of(replace(made, rows=made.rows.assign(validation_fraction=0.1)))
+    assert (transfer.points, transfer.law.fit) == ((), None)
+    assert "no training runs from scratch" in transfer.law.reason.replace("there are no", "no")
+
+
+def test_learning_rates_of_the_tuning_are_no_seeds_of_one_another() -> None:
+    made = study(noise=0.002)
+    worse = made.rows["validation_loss_nats"] + 0.3
+    other = made.rows.assign(learning_rate=0.1, validation_loss_nats=worse, trial_id=made.rows["trial_id"] + "-b")
+    both = pd.concat([made.rows.assign(learning_rate=0.01), other], ignore_index=True)
+    definition = {"axes": {"learning_rate": [0.01, 0.1]}}
+    assert "differ in learning_rate" in transfer_of(replace(made, rows=both, definition=definition)).reason
+    best = replace(made, rows=both, definition=definition | {"fit": {"best_over": ["learning_rate"]}})
+    assert [point.effective for point in transfer_of(best).points] == pytest.approx(
+        [point.effective for point in transfer_of(made).points]
+    )
 
 
 def test_losses_outside_the_runs_from_scratch_are_refused() -> None:

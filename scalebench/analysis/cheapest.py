@@ -114,9 +114,11 @@ def _values(candidate: Candidate) -> dict[str, float]:
 
 
 def measured_candidates(points: pd.DataFrame, limits: Limits) -> Iterator[Candidate]:
-    """Yield each configuration, its trials of all seeds together."""
-    for _, group in points.groupby(["study", "settings", "unchanged", "size"], sort=True):
+    """Yield each configuration, its trials of all seeds together: they cost the same FLOPs, their parents included."""
+    for _, group in points.groupby(["study", "settings", "unchanged", "size", "flops"], sort=True):
         loss = Estimate(*new_run_interval(group["loss"], group["se"].fillna(0.0)))
+        if len(group) == 1:  # its interval would be that of the validation sample alone
+            loss = Estimate(loss.value)
         costs = {name: Estimate(float(group[name].median())) for name, _ in QUANTITIES[1:]}
         first = group.iloc[0]
         settings = str(first["settings"]) or UNCHANGED * bool(first["unchanged"])
@@ -172,7 +174,8 @@ class Reached:
 def _predicted(points: pd.DataFrame, limits: Limits) -> tuple[list[Candidate], list[Refusal]]:
     """Return the predicted candidate of the fewest FLOPs, at most one, or the reason of each kind of model."""
     reached, reasons = [], []
-    kind = points["settings"].where(~points["unchanged"].astype(bool), UNCHANGED)
+    unnamed = points["unchanged"].astype(bool) & (points["settings"] == "")
+    kind = points["settings"].where(~unnamed, UNCHANGED)
     for (study, settings), group in points.groupby([points["study"], kind], sort=True):
         answer = _predict(group, str(study), str(settings), limits)
         if isinstance(answer, str):
@@ -186,6 +189,8 @@ def _predicted(points: pd.DataFrame, limits: Limits) -> tuple[list[Candidate], l
 
 def _predict(group: pd.DataFrame, study: str, settings: str, limits: Limits) -> Reached | str:
     """Return where one kind of model reaches the limits, or why it does not."""
+    if (group.groupby("size")["flops"].nunique() > 1).any():
+        return "its models of one size took different FLOPs, as of several lengths of training; choose one with --where"
     loss, largest = trend_of(group, "loss", "power", "size"), float(group["size"].max())
     if loss.fit is None:
         return loss.reason

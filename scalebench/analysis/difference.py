@@ -3,6 +3,7 @@
 The noise is that of repeats: the spread between seeds of one configuration, pooled over the configurations of both
 folders, on the log scale. An effect is a ratio of means with Student's t interval, and the p-values of all effects are
 corrected together (Holm 1979), so that of many comparisons without a difference none is likely to have a verdict.
+Where Bartlett's test (1937) shows that configurations differ in their noise, each has its own.
 Times drift from one session to the next, for all trials alike. If configurations were measured in several sessions of
 a folder, the drift between these is in the intervals of times (see `sessions`). If not, it is unknown and not in them,
 which `notes` say: run both states in turns, in several sessions.
@@ -12,17 +13,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
+from scipy.special import chdtrc, stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
 from scalebench.analysis.configuration_labels import labels_by_size
-from scalebench.analysis.sessions import Drift, Runs, sessions_of
+from scalebench.analysis.sessions import ROUNDING, Drift, Runs, sessions_of
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
 from scalebench.errors import InputError
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
@@ -41,8 +42,8 @@ MEASURED = re.compile(
     r".*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive|_share)|metric_.*|mfu|flops_per_.*|skipped_steps"
     r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step|resumed_attempts|checked"
 )
-MACHINE = "machine_id"
-LEVEL = 0.95
+MACHINE, DATA = "machine_id", "data_sha256"
+LEVEL, UNEQUAL = 0.95, 0.05  # UNEQUAL: p-value of Bartlett's test below which configurations have their own noise
 BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise", "no repeats"
 
 
@@ -72,7 +73,8 @@ class Difference:
     """All effects, the noise of one run by quantity (as a fraction), and what is in one folder only.
 
     ``shared`` are times that were measured in both, but in one of them only while other programs ran. ``notes`` tell
-    of each time whether its intervals hold the drift between sessions.
+    of each time whether its intervals hold the drift between sessions, which quantities have a noise of each
+    configuration, and where losses are of other data.
     """
 
     effects: tuple[Effect, ...]
@@ -119,19 +121,25 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         reason = "differ in" if apart else "are matched by"
         raise InputError([f"no configuration is in both; they {reason} {', '.join(apart or names)}"])
     labels = labels_by_size(names, common)
+    _check_each_machine(() if other_machine else (MACHINE, "device_name"), old, new, groups, labels)
     effects: list[Effect] = []
-    noise, notes = {}, []
+    noise: dict[str, float | None] = {}
     session = sessions_of((old, new))
     rows = [(groups[0][key], groups[1][key] + len(old)) for key in labels]
+    other_data = _with_other_data(old, new, groups, list(labels))
+    notes = [f"{QUANTITIES[LOSS][0]}: not compared at {len(other_data)} of {len(rows)} configurations: other {DATA}"]
+    notes = notes if other_data else []
     for column, (name, unit) in QUANTITIES.items():
-        runs, measured = _runs(np.concatenate([_values(frame, column) for frame in (old, new)]), rows, session)
+        measurements = np.concatenate([_values(frame, column) for frame in (old, new)])
+        if column == LOSS:
+            measurements[[row for number in other_data for part in rows[number] for row in part]] = np.nan
+        runs, measured = _runs(measurements, rows, session)
         if not measured:
             continue
         spread = _spread(runs, timed=column in TIMES)
         effects += _effects(runs, [list(labels.values())[number] for number in measured], name, unit, spread)
         noise[name] = spread.deviation
-        if column in TIMES and spread.deviation is not None:
-            notes.append(f"{name}: {_note(runs, spread)}")
+        notes += [f"{name}: {note}" for note in _notes(runs, spread, timed=column in TIMES)]
     if not effects:
         raise InputError(["no time, memory or loss was measured in both"])
     shared = [
@@ -159,6 +167,28 @@ def _check_machines(old: pd.DataFrame, new: pd.DataFrame) -> None:
                 raise InputError([f"{reason}: times are not comparable; --other-machine does it anyway"])
 
 
+def _check_each_machine(
+    columns: Sequence[str],
+    old: pd.DataFrame,
+    new: pd.DataFrame,
+    groups: Sequence[Mapping[tuple[str, ...], Any]],
+    labels: Mapping[Any, str],
+) -> None:
+    """Refuse configurations that changed places: folders of the same machines, each with another one's sizes."""
+    for column in columns:
+        if column not in old or column not in new:
+            continue
+        for key, label in labels.items():
+            before, after = (
+                {str(value) for value in frame[column].iloc[group[key]].dropna()}
+                for frame, group in zip((old, new), groups, strict=True)
+            )
+            if before and after and before != after:
+                sides = " and ".join(", ".join(sorted(side)) for side in (before, after))
+                reason = f"{label} ran on different machines ({column}: {sides})"
+                raise InputError([f"{reason}: times are not comparable; --other-machine does it anyway"])
+
+
 def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """Return the columns that name a configuration: what was asked for, in both tables."""
     apart = {*STORE_NAMES, *(column.name for column in ENVIRONMENT_COLUMNS)}
@@ -171,6 +201,17 @@ def _by_configuration(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[s
     """Return the numbers of the rows of each configuration."""
     keys = frame[list(names)].map(_text).reset_index(drop=True)
     return {tuple(map(str, key)): part.index.to_numpy() for key, part in keys.groupby(list(names), sort=False)}
+
+
+def _with_other_data(
+    old: pd.DataFrame, new: pd.DataFrame, groups: Sequence[Mapping[tuple[str, ...], Any]], keys: Sequence[Any]
+) -> list[int]:
+    """Return the numbers of the configurations whose losses are of other data in both folders."""
+    if DATA not in old or DATA not in new:
+        return []
+    sides = [[{*frame[DATA].iloc[group[key]].dropna()} for key in keys]
+             for frame, group in zip((old, new), groups, strict=True)]  # fmt: skip
+    return [number for number, (one, other) in enumerate(zip(*sides, strict=True)) if one and other and one != other]
 
 
 def _text(value: Any) -> str:
@@ -189,17 +230,38 @@ def _values(trials: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
+class _Own:
+    """Standard deviations of configurations that differ in their noise, [n], with their degrees of freedom.
+
+    ``number`` [runs] is the configuration of each run.
+    """
+
+    deviation: NDArray[np.float64]
+    freedom: NDArray[np.intp]
+    number: NDArray[np.intp]
+
+    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the standard error of the sum of logs times ``weights`` [runs], and Satterthwaite's freedom."""
+        parts = np.bincount(self.number, weights**2) * self.deviation**2
+        return math.sqrt(parts.sum()), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
+
+
+@dataclass(frozen=True)
 class _Spread:
-    """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known."""
+    """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known.
+
+    ``own`` is the noise of each configuration, where they differ.
+    """
 
     deviation: float | None
     freedom: int
     drift: Drift | None = None
+    own: _Own | None = None
 
     def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
         """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom."""
-        if self.drift is not None:
-            return self.drift.error(weights)
+        if known := self.drift or self.own:
+            return known.error(weights)
         assert self.deviation is not None
         return self.deviation * math.sqrt((weights**2).sum()), self.freedom
 
@@ -220,10 +282,37 @@ def _spread(runs: Runs, *, timed: bool) -> _Spread:
     deviation, freedom = runs.repeats
     if timed and deviation == 0:  # times equal to the last digit are copies or of a coarse clock: no noise is known
         deviation = None
-    return _Spread(deviation, freedom, runs.drift() if timed and deviation is not None else None)
+    drift = runs.drift() if timed and deviation is not None else None
+    if drift is not None or not deviation:
+        return _Spread(deviation, freedom, drift)
+    squares, degrees = runs.squares
+    own = np.sqrt(squares / np.maximum(degrees, 1))
+    known = own > ROUNDING  # equal values, and single runs, tell nothing: the noise of all holds for them
+    if not _unequal(own[known] ** 2, degrees[known]):
+        return _Spread(deviation, freedom)
+    own, degrees = np.where(known, own, deviation), np.where(known, degrees, freedom)
+    return _Spread(deviation, freedom, own=_Own(own, degrees, runs.cell // 2))
 
 
-def _note(runs: Runs, spread: _Spread) -> str:
+def _unequal(variances: NDArray[np.float64], freedom: NDArray[np.intp]) -> bool:
+    """Tell whether variances with these degrees of freedom, both [n], differ (Bartlett 1937)."""
+    if len(variances) < 2:
+        return False
+    total, apart = freedom.sum(), len(variances) - 1
+    excess = total * np.log((freedom * variances).sum() / total) - (freedom * np.log(variances)).sum()
+    return bool(chdtrc(apart, excess / (1 + ((1 / freedom).sum() - 1 / total) / (3 * apart))) < UNEQUAL)
+
+
+def _notes(runs: Runs, spread: _Spread, *, timed: bool) -> Iterator[str]:
+    """Say what the intervals hold of the drift between sessions, and whether configurations differ in their noise."""
+    if timed and spread.deviation is not None:
+        yield _drift_note(runs, spread)
+    if spread.own is not None:
+        least, most = (f"{100 * end:.2g}" for end in (spread.own.deviation.min(), spread.own.deviation.max()))
+        yield f"configurations differ in their noise, {least} to {most} % of one run, and each has its own"
+
+
+def _drift_note(runs: Runs, spread: _Spread) -> str:
     """Say what the intervals of a time hold of the drift between sessions."""
     before, after = runs.sessions
     sessions = f"{before} of OLD, {after} of NEW"

@@ -8,6 +8,7 @@ already), these with the FLOPs of the teacher's own training, and the data alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.transfer import RECIPE, Curve, curve_of, matching, runs_from_scratch
+from scalebench.analysis.transfer import RECIPE, ROUNDING, Curve, curve_of, matching, runs_from_scratch
 from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, LOSS, TEACHER, N, numeric
 from scalebench.laws import FitRefused, fit
@@ -90,12 +92,16 @@ class Student:
 
     @property
     def tied(self) -> tuple[Distilled, ...]:
-        """The other teachers whose loss does not differ significantly from the best, all together at 95 %."""
+        """The other teachers whose loss does not differ significantly from the best, all together at 95 %.
+
+        The best is the one that came out lowest, so that any two of them may be those compared.
+        """
         return tuple(each for each in self.teachers if each is not self.best and not self.above_best(each).side())
 
     def above_best(self, each: Distilled) -> Difference:
-        """Return how far a teacher's student ends above that of the best, all other teachers together at 95 %."""
-        value, half = each.loss - self.best.loss, _reach(each, self.best, max(1, len(self.teachers) - 1))
+        """Return how far a teacher's student ends above that of the best, all pairs of teachers together at 95 %."""
+        pairs = max(1, math.comb(len(self.teachers), 2))
+        value, half = each.loss - self.best.loss, _reach(each, self.best, pairs)
         return Difference(value, value - half, value + half)
 
     @property
@@ -130,12 +136,12 @@ def _reach(first: Distilled, second: Distilled, comparisons: int) -> float:
 @lru_cache(maxsize=8)
 def students_of(study: StudyAnalysis) -> tuple[Student, ...]:
     """Return the students of a study, by size and budget, each compared with supervised runs where there are some."""
-    rows = study.trials[study.trials["valid"] & study.trials[LOSS].notna() & numeric(study.trials, TEACHER).notna()]
+    rows = study.usable[study.usable[LOSS].notna() & numeric(study.usable, TEACHER).notna()]
     rows = rows[numeric(rows, "soft_weight") > 0]
     if rows.empty:
         return ()
     rows = rows.assign(
-        budget=groups_within(np.log(rows[TOTAL].to_numpy(float)), ALIKE), settings=_settings(rows),
+        budget=groups_within(np.log(rows[TOTAL].to_numpy(float)), ALIKE), settings=_settings(rows, study.settings),
         student_flops=numeric(rows, TOTAL) - numeric(rows, "teacher_flops"),
     ).reset_index(drop=True)  # fmt: skip
     spread, freedom = _noise(rows)
@@ -162,10 +168,14 @@ def supervised_curve(runs: pd.DataFrame) -> Curve | str:
     return curve_of(runs.assign(**{DATA_SEEN: runs.groupby(groups)[DATA_SEEN].transform("mean")}))
 
 
-def _settings(rows: pd.DataFrame) -> list[str]:
-    """Return, for each trial, those of ``SETTINGS`` that vary in the study."""
-    varied = [name for name in SETTINGS if name in rows and rows[name].astype(str).nunique() > 1]
-    return [", ".join(f"{name} {row[name]:g}" for name in varied if pd.notna(row[name])) for _, row in rows.iterrows()]
+def _settings(rows: pd.DataFrame, varied: Sequence[str]) -> list[str]:
+    """Return, for each trial, those of ``SETTINGS``, and of what the study varied, that vary among these trials."""
+    names = [name for name in dict.fromkeys((*SETTINGS, *varied)) if name != TEACHER]
+    names = [name for name in names if name in rows and rows[name].astype(str).nunique() > 1]
+    return [
+        ", ".join(f"{name} {setting_text(row[name])}" for name in names if pd.notna(row[name]))
+        for _, row in rows.iterrows()
+    ]
 
 
 def _noise(rows: pd.DataFrame) -> tuple[float, int]:
@@ -216,7 +226,7 @@ def _against(each: Distilled, curve: Curve, comparisons: int) -> Distilled:
 def _half_width(each: Distilled, curve: Curve, comparisons: int) -> float:
     """Return half of the interval of the difference of both mean losses (Welch's t); NaN without replicates."""
     total = each.error**2 + curve.error**2
-    if not total > 0:
+    if not total > ROUNDING**2:
         return float("nan")
     freedom = total**2 / (each.error**4 / each.freedom + curve.error**4 / curve.freedom)
     return float(stdtrit(freedom, 1 - 0.025 / comparisons) * np.sqrt(total))

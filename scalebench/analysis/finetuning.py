@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.measure.statistics import mean_interval
@@ -20,7 +21,10 @@ APART = ("source", "head", "pooling", "method", "rank", "matrices", DATA_SEEN)  
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """The valid trials that were tuned alike, of all sizes and seeds; ``settings`` are those of ``APART``."""
+    """The valid trials that were tuned alike, of all sizes and seeds.
+
+    ``settings`` are those of ``APART``, then any other that the study varied.
+    """
 
     settings: dict[str, Any]
     trials: pd.DataFrame
@@ -35,6 +39,16 @@ class Tuned:
         """Data that it was tuned on."""
         return float(self.settings[DATA_SEEN])
 
+    @property
+    def others(self) -> dict[str, Any]:
+        """The settings beside ``APART`` that this group has."""
+        return {name: value for name, value in self.settings.items() if name not in APART and value is not None}
+
+    @property
+    def others_text(self) -> list[str]:
+        """The settings beside ``APART`` in words."""
+        return [f"{name} {setting_text(value)}" for name, value in self.others.items()]
+
     def means(self, column: str) -> pd.DataFrame:
         """Return size, mean, standard error over seeds (NaN of one) and seeds of a column, smallest size first."""
         groups = numeric(self.trials, column).groupby(self.trials[N])
@@ -43,14 +57,18 @@ class Tuned:
 
 
 def tuned_alike(study: StudyAnalysis) -> list[Tuned]:
-    """Return the groups of a study's valid trials, all weights first, then by data."""
-    valid = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]
-    valid = valid.assign(**{name: None for name in APART if name not in valid})
+    """Return the groups of a study's valid trials, all weights first, then by data.
+
+    Of the axes of which each size keeps its best value, only that one is in them.
+    """
+    valid = study.usable[study.usable[LOSS].notna()]
+    apart = dict.fromkeys((*APART, *study.settings))
+    valid = valid.assign(**{name: None for name in apart if name not in valid})
     valid["method"] = valid["method"].fillna(FULL)
     groups = []
-    for _, part in valid.groupby([valid[name].astype(object) for name in APART], dropna=False, sort=False):
+    for _, part in valid.groupby([valid[name].astype(object) for name in apart], dropna=False, sort=False):
         first = part.iloc[0]
-        groups.append(Tuned({name: None if pd.isna(first[name]) else first[name] for name in APART}, part))
+        groups.append(Tuned({name: None if pd.isna(first[name]) else first[name] for name in apart}, part))
     return sorted(groups, key=lambda group: (str(group.settings["pooling"]), group.method, group.tokens))
 
 
@@ -86,13 +104,15 @@ def _pairs(lora: Tuned, groups: list[Tuned], column: str) -> Iterator[Paired]:
     for full in groups:
         if full.method != FULL or any(full.settings[name] != lora.settings[name] for name in same):
             continue
+        if any(value != lora.settings[name] for name, value in full.others.items()):
+            continue
         keys = [name for name in ("parent_trial_id", N, "seed") if name in lora.trials]
         both = lora.trials.merge(full.trials, on=keys, suffixes=("", "_full"))
         difference = numeric(both, column) - numeric(both, f"{column}_full")
         for size, values in difference.dropna().groupby(both[N]):
             mean, low, high = mean_interval(values.to_numpy(dtype=float))
             rank = lora.settings["rank"]
-            label = f"rank {rank:g}" if rank is not None else "LoRA"
+            label = ", ".join([f"rank {rank:g}" if rank is not None else "LoRA", *lora.others_text])
             yield Paired(float(str(size)), lora.tokens, label, len(values), mean, low, high)
 
 

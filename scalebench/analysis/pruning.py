@@ -1,6 +1,7 @@
 """What pruning did to trained models: loss against density by size and method, dense models of equal bytes, the law.
 
 Trials of one parent are repeated measurements of one model, so parents (sizes and seeds) are what intervals count.
+Checkpoints of one run are several models, but no independent ones: they are apart as lengths of training.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from scalebench.analysis.growth import slope_interval
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import undetermined
 from scalebench.analysis.trials import LOSS, numeric
@@ -21,6 +24,16 @@ from scalebench.laws import Fit, FitRefused, fit
 from scalebench.measure.statistics import mean_interval
 
 PARENT, SIZE = "parent_trial_id", "size_before"
+MODEL, LENGTH = "parent_model", "parent_length"  # the weights that were pruned, and which length of training they had
+TRAINED_AFTER = (
+    "learning_rate",
+    "batch_size",
+    "schedule",
+    "warmup_steps",
+    "decay_fraction",
+    "weight_decay",
+    "optimizer",
+)
 ADDED, DENSITY, BEFORE = "loss_added_nats", "density_found", "loss_before_nats"
 CONTROL = "random"
 TOLERATED_NATS = 0.1
@@ -49,7 +62,7 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the valid trials with a loss, and in ``SIZE`` the size of the unpruned model, in ``bytes`` what is stored.
 
     ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise. Trials that shared
-    the machine have no latency.
+    the machine have no latency. ``LENGTH`` counts the lengths of training (by FLOPs) of models of one size and seed.
     """
     columns = (ADDED, DENSITY, BEFORE, "weight_bytes", "weight_bytes_before", "packed_bytes", "recovery_steps",
                "params_remaining", "tokens_before", "tokens_seen", "latency_ratio")  # fmt: skip
@@ -61,15 +74,36 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
         latency_ratio=known["latency_ratio"].where(known["timing_exclusive"] != False),  # noqa: E712 - also unknown
     )
     good = known["valid"] & known[ADDED].notna() & (known[DENSITY] > 0) & (known[SIZE] > 0)
-    return known[good].sort_values([SIZE, "seed", DENSITY], kind="stable")
+    chosen = known[good].sort_values([SIZE, "seed", DENSITY], kind="stable")
+    weights = chosen["parent_weights_sha256"] if "parent_weights_sha256" in chosen else chosen[PARENT]
+    flops = numeric(chosen, "parent_flops").fillna(0.0).groupby([chosen[SIZE], chosen["seed"]], dropna=False)
+    return chosen.assign(**{MODEL: weights.fillna(chosen[PARENT]), LENGTH: flops.rank("dense").astype(int)})
 
 
-def groups(trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the trials of each method and number of recovery steps, with a label; the control last."""
-    several = trials["recovery_steps"].nunique() > 1
-    pairs = sorted(trials.groupby(["method", "recovery_steps"]), key=lambda item: (item[0][0] == CONTROL, item[0]))
-    for (method, steps), part in pairs:
-        yield f"{method}, {steps} recovery steps" if several else str(method), part
+def groups(trials: pd.DataFrame, *, lengths: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the trials of each method, recovery steps and other settings, with a label; the control last.
+
+    Models of several ``lengths`` of training are apart, which their labels end with, or together.
+    """
+    keys = ["method", "recovery_steps", *_varied_after(trials), *([LENGTH] if lengths else [])]
+    several = {name for name in keys[1:] if trials[name].nunique() > 1}
+    pairs = sorted(trials.groupby(keys, dropna=False), key=lambda item: (item[0][0] == CONTROL, item[0]))
+    for values, part in pairs:
+        named = dict(zip(keys, values, strict=True))
+        texts = [_setting(name, value, trials) for name, value in named.items() if name in several]
+        yield ", ".join([str(named["method"]), *texts]), part
+
+
+def _varied_after(trials: pd.DataFrame) -> list[str]:
+    """Return in which settings of the training after pruning trials of one model, density and method differ."""
+    alike = trials.groupby([MODEL, "method", "recovery_steps", "density"])
+    return [name for name in TRAINED_AFTER if name in trials and (alike[name].nunique() > 1).any()]
+
+
+def _setting(name: str, value: Any, trials: pd.DataFrame) -> str:
+    if name == LENGTH:
+        return f"length of training {value} of {trials[LENGTH].max()}"
+    return f"{value} recovery steps" if name == "recovery_steps" else f"{name} {setting_text(value)}"
 
 
 def by_density(trials: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
@@ -90,9 +124,13 @@ def slope(sizes: ArrayLike, values: ArrayLike) -> Estimate | None:
 
 
 def slopes(trials: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
-    """Yield each requested density of one group's trials with the change of the loss added per doubling of size."""
+    """Yield each requested density of one group's trials with the change of the loss added per doubling of size.
+
+    Each parent counts once, with its mean.
+    """
     for density, part in by_density(trials):
-        change = slope(part[SIZE], part[ADDED])
+        parents = part.groupby(PARENT)[[SIZE, ADDED]].mean()
+        change = slope(parents[SIZE], parents[ADDED])
         if change is not None:
             yield density, change
 
@@ -103,10 +141,10 @@ def tolerated(trials: pd.DataFrame, nats: float = TOLERATED_NATS) -> pd.DataFram
     Between two densities tried the loss added is taken as linear; at density 1 it is zero. NaN where even the lowest
     density tried loses less.
     """
-    rows = [
-        (part[SIZE].iloc[0], part["seed"].iloc[0], crossing(part[DENSITY], part[ADDED], nats))
-        for _, part in trials.groupby(PARENT)
-    ]
+    rows = []
+    for _, own in trials.groupby(MODEL):
+        part = own.groupby("density")[[DENSITY, ADDED]].mean()
+        rows.append((own[SIZE].iloc[0], own["seed"].iloc[0], crossing(part[DENSITY], part[ADDED], nats)))
     return pd.DataFrame(rows, columns=["size", "seed", "density"]).sort_values(["size", "seed"], ignore_index=True)
 
 
@@ -130,13 +168,19 @@ def mean(values: ArrayLike, comparisons: int = 1) -> Estimate:
 
 
 def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, Estimate]]:
-    """Yield each density that a method and the control share with how much more the control loses, paired by parent."""
-    keys = [PARENT, "recovery_steps", "density"]
-    chosen, control = (trials[trials["method"] == name].set_index(keys)[ADDED] for name in (method, CONTROL))
-    differences = (control - chosen).dropna()
-    for density, part in by_density(differences.rename("more").reset_index()):
-        if len(part) > 1:
-            yield density, mean(part["more"])
+    """Yield each density that a method and the control share with how much more the control loses, paired by model.
+
+    Models of one parent, as its checkpoints are, count once, with their mean.
+    """
+    keys = [PARENT, MODEL, "recovery_steps", "density"]
+    chosen, control = (
+        trials[trials["method"] == name].groupby(keys)[ADDED].mean() for name in (method, CONTROL)
+    )  # fmt: skip
+    differences = (control - chosen).dropna().rename("more").reset_index()
+    for density, part in by_density(differences):
+        by_parent = part.groupby(PARENT)["more"].mean()
+        if len(by_parent) > 1:
+            yield density, mean(by_parent)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -149,7 +193,7 @@ def dense(part: pd.DataFrame) -> pd.DataFrame:
     without such trials.
     """
     trained = bool((part["recovery_steps"] > 0).any())
-    parents = part[part["density"] == 1] if trained else part.drop_duplicates(PARENT)
+    parents = part[part["density"] == 1] if trained else part.drop_duplicates(MODEL)
     table = parents[[SIZE, "seed", "weight_bytes_before", LOSS if trained else BEFORE]]
     return table.set_axis(["size", "seed", "bytes", "loss"], axis=1).sort_values(["bytes", "seed"], ignore_index=True)
 
@@ -193,8 +237,11 @@ def dense_loss(part: pd.DataFrame, parents: pd.DataFrame) -> pd.Series[float]:
 
 @lru_cache(maxsize=8)
 def sparsity_fits(study: StudyAnalysis) -> dict[str, Fit | str]:
-    """Return the law of each group of a study's trials but the control, or why there is none; fitted once."""
-    parts = groups(pruned(study.trials))
+    """Return the law of each group of a study's trials but the control, or why there is none; fitted once.
+
+    It is a law of the data too, so that models of all lengths of training are together.
+    """
+    parts = groups(pruned(study.trials), lengths=False)
     return {label: sparsity_fit(part) for label, part in parts if CONTROL not in set(part["method"])}
 
 

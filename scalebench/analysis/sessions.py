@@ -114,13 +114,19 @@ class Runs:
     @property
     def repeats(self) -> tuple[float | None, int]:
         """Standard deviation between runs of a cell, pooled, and its degrees of freedom; None without repeats."""
-        sizes = np.bincount(self.cell)
-        freedom = len(self.logs) - len(sizes)
-        if not freedom:
+        squares, degrees = self.squares
+        if not (freedom := int(degrees.sum())):
             return None, 0
-        means = np.bincount(self.cell, self.logs) / sizes
-        deviation = float(np.sqrt(((self.logs - means[self.cell]) ** 2).sum() / freedom))
+        deviation = float(np.sqrt(squares.sum() / freedom))
         return (deviation if deviation > ROUNDING else 0.0), freedom
+
+    @property
+    def squares(self) -> tuple[Array, Ids]:
+        """Squared deviations from the mean of their cell, summed over each configuration, and degrees of freedom."""
+        sizes, numbers = np.bincount(self.cell), np.arange(self.cell.max() + 1) // 2
+        means = np.bincount(self.cell, self.logs) / sizes
+        squares = np.bincount(self.cell // 2, (self.logs - means[self.cell]) ** 2)
+        return np.asarray(squares, dtype=np.float64), np.bincount(numbers, sizes - 1).astype(np.intp)
 
     @property
     def sessions(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from scalebench.analysis.counting import Count
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import (
+    LENGTH_AXES,
     PARAMETERS,
     SizeAxis,
     by_size,
@@ -100,6 +101,17 @@ class StudyAnalysis:
         return tuple(
             dict.fromkeys([*split_columns(self.trials, self.definition), *tuned_axes(self.definition), "seed"])
         )
+
+    @cached_property
+    def usable(self) -> pd.DataFrame:
+        """The valid trials, of axes of which each size keeps its best value only those with it."""
+        return self.trials.loc[sorted(row for series in self.series for row in series.usable.index)]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What keeps usable trials of one size and length apart: the columns that vary, but for the seed."""
+        tuned = {"seed", *tuned_axes(self.definition), *LENGTH_AXES}
+        return tuple(name for name in self.varied if name not in tuned)
 
     @property
     def untimed_reason(self) -> str:

@@ -22,6 +22,7 @@ from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.laws import FitRefused, fit
 
 SAME = ("family", "data_sha256", "batch_size", "sequence_length", "optimizer", "precision")
+HELD_OUT = "validation_fraction"  # which records of older versions do not have
 RECIPE = (
     "learning_rate",
     "schedule",
@@ -30,6 +31,7 @@ RECIPE = (
     "weight_decay",
 )  # one of each per size, or nothing compares
 FULL = "full"
+ROUNDING = 1e-12  # nats: an error below this is that of the arithmetic
 Array = NDArray[np.float64]
 
 
@@ -148,9 +150,14 @@ def _law_points(points: list[Transfer]) -> pd.DataFrame:
 @lru_cache(maxsize=8)  # its law takes a second, and a page asks for it several times
 def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
     """Compare the valid trials of a fine-tuning study with the runs from scratch among the other studies."""
-    tuned = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]
+    tuned = study.usable[study.usable[LOSS].notna()]
     if "head" in tuned:
         tuned = tuned[tuned["head"].fillna("own").eq("own")]
+    fully = tuned[tuned["method"].fillna(FULL).eq(FULL)] if "method" in tuned else tuned
+    differing = [name for name in study.settings if name != "method" and fully[name].nunique() > 1]
+    if differing:
+        chosen = "choose one with --where, or the best of each size with [fit] best_over"
+        return TransferAnalysis((), f"the fine-tuned trials differ in {', '.join(differing)}: {chosen}")
     scratch = runs_from_scratch(study.others, tuned)
     if tuned.empty or scratch.empty:
         missing = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
@@ -167,13 +174,16 @@ def loss_from_scratch(study: StudyAnalysis, size: float, tokens: float) -> float
 
 
 def runs_from_scratch(others: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """Return the valid training runs without a parent that match the fine-tuned trials in ``SAME``."""
+    """Return the valid training runs without a parent that match the fine-tuned trials in ``SAME`` and held-out share.
+
+    Losses on samples of different size are of different documents.
+    """
     if others.empty or tuned.empty or not {*SAME} <= {*others} & {*tuned}:
         return others.iloc[:0]
     workload = others["workload"] if "workload" in others else pd.Series("training", index=others.index)
     parent = others["parent_trial_id"] if "parent_trial_id" in others else pd.Series(None, index=others.index)
     plain = others[others["valid"] & others[LOSS].notna() & workload.eq("training") & parent.isna()]
-    return matching(plain, tuned, SAME)
+    return matching(plain, tuned, [*SAME, *([HELD_OUT] if HELD_OUT in plain and HELD_OUT in tuned else [])])
 
 
 def matching(runs: pd.DataFrame, wanted: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -232,11 +242,14 @@ def _compared(point: Transfer, losses: Array, curve: Curve) -> Transfer:
 
 
 def _half_width(point: Transfer, curve: Curve) -> float:
-    """Return half of the 95 % interval of the difference of both mean losses (Welch's t); NaN without replicates."""
+    """Return half of the 95 % interval of the difference of both mean losses (Welch's t).
+
+    NaN without replicates, and where all of them are equal to the last digit: copies show no noise.
+    """
     from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     total = point.error**2 + curve.error**2
-    if np.isnan(total) or not total:
-        return float("nan") if np.isnan(total) else 0.0
+    if not total > ROUNDING**2:
+        return float("nan")
     freedom = total**2 / ((point.error**4) / (point.seeds - 1) + (curve.error**4) / curve.freedom)
     return float(stdtrit(freedom, 0.975) * np.sqrt(total))

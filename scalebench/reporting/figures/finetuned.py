@@ -27,6 +27,7 @@ def label_of(group: Tuned, groups: Sequence[Tuned]) -> str:
     for name in ("source", "head", "pooling"):
         if len({str(other.settings[name]) for other in groups}) > 1:
             parts.append(f"{name} {group.settings[name]}")
+    parts += group.others_text
     return ", ".join(parts) or method
 
 

@@ -72,7 +72,7 @@ def gain_sentence(group: Tuned, study: StudyAnalysis) -> str:
         scratch = loss_from_scratch(study, float(row["size"]), group.tokens)
         beside = f" (from scratch {scratch:.3f})" if np.isfinite(scratch) else ""
         ends.append(f"{start}to {uncertain(row['mean'], row['se'])} nats{beside} at {quantity(row['size'])} parameters")
-    method = "all weights" if group.method == FULL else "LoRA"
+    method = ", ".join(["all weights" if group.method == FULL else "LoRA", *group.others_text])
     return f"Fine-tuned on {amount_of(group)} ({method}), the loss goes {' and '.join(ends)}."
 
 
@@ -195,7 +195,8 @@ def _lora_findings(study: StudyAnalysis, claims: Sequence[tuple[str, int, str, s
             continue
         pair = pairs[-1]
         low, high = sorted((sign * pair.low, sign * pair.high))
-        where = f"{effect}, {quantity(pair.size)} parameters on {quantity(pair.tokens)} tokens"
+        which = f"{pair.label}, " if len({each.label for each in pairs}) > 1 else ""
+        where = f"{effect}, {which}{quantity(pair.size)} parameters on {quantity(pair.tokens)} tokens"
         yield Finding(published, BIDERMAN, where, sign * pair.value, low, high, seeds=pair.seeds, unit="nats")
 
 

@@ -79,8 +79,9 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     yield from _control_sentences(trials)
     for label, part in parts.items():
         yield from _bytes_sentence(label, part)
+    whole = dict(groups(trials, lengths=False))
     for label, fitted in sparsity_fits(study).items():
-        if (parts[label]["recovery_steps"] > 0).all():
+        if (whole[label]["recovery_steps"] > 0).all():
             yield law_sentence(label, fitted)
     yield from _time_sentence(trials)
 

@@ -48,7 +48,8 @@ def outcome(study: StudyAnalysis) -> Outcome:
     if trials.empty:
         return Outcome("loss, bytes and time after pruning", "refused: no trial was pruned")
     label, part = main_group(trials)
-    fitted = sparsity_fits(study).get(label, "only the control was run")
+    fits = [fitted for name, fitted in sparsity_fits(study).items() if label.startswith(name)]
+    fitted = fits[0] if fits else "only the control was run"
     law = law_sentence(label, fitted) if isinstance(fitted, Fit) else f"refused: {fitted}"
     return Outcome("loss added, density, bytes, time", law, tuple(findings(trials, label, part)))
 
