@@ -134,7 +134,8 @@ def test_a_metric_of_mlflow_keeps_its_values_beside_a_parameter_of_that_name(tmp
     (tmp_path / "base").mkdir()
     with closing(sqlite3.connect(tmp_path / "base" / "mlflow.db")) as database:
         database.executescript(
-            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active'); insert into params values ('r', 'loss', '9');"
+            f"{MLFLOW_TABLES} insert into runs values ('r', 'n', 'active');"
+            "insert into params values ('r', 'loss', '9');"
             "insert into metrics values ('r', 1, 'loss', 0.5, 0); insert into metrics values ('r', 2, 'loss', 0.25, 0);"
         )
     for folder in ("files", "base"):
