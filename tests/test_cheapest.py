@@ -91,6 +91,13 @@ def test_models_trained_for_several_lengths_are_no_seeds_of_one_another() -> Non
         assert all("several lengths" in refusal.reason for refusal in answer.refused)
 
 
+def test_one_seed_is_never_sure_to_be_within_the_limit() -> None:
+    points = tradeoff_points([analysed("base", [trained(size, 1) for size in SIZES])])
+    measured = [*measured_candidates(points, Limits(9.0))]
+    assert [each.loss.value for each in measured] == pytest.approx([loss_of(size) for size in SIZES])
+    assert all(np.isnan([each.loss.low, each.loss.high]).all() and not each.sure for each in measured)
+
+
 @pytest.mark.usefixtures("few_refits")
 def test_a_size_is_predicted_from_models_of_one_learning_rate() -> None:
     rows = []

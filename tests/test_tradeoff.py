@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from chain_support import BITS, SEEDS, SIZES, analysed, base, bytes_of, flops_of, latency_of, loss_of, quant, quantised
+from chain_support import (
+    BITS,
+    SEEDS,
+    SIZES,
+    analysed,
+    base,
+    bytes_of,
+    flops_of,
+    latency_of,
+    loss_of,
+    quant,
+    quantised,
+    trained,
+)
 
+from scalebench.analysis.chain import chain_of
+from scalebench.analysis.pareto import pareto_front
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.tradeoff import by_weights, chain, main_group, tradeoff_points
+from scalebench.analysis.tradeoff import by_weights, chain, chain_flops, main_group, tradeoff_points
+from scalebench.analysis.trials import training_flops
 from scalebench.reporting.figures.after_training import OF_ALL, OF_STUDY
 from scalebench.reporting.views import Caption, draw_figure
 
@@ -126,3 +143,18 @@ def test_a_study_of_training_alone_has_no_such_figure_and_one_of_children_has_bo
     assert [view is not None and isinstance(Caption(view.caption, view.table), Caption) for view in views] == [True] * 2
     assert "b8" in views[0].svg
     assert "bits 8" in views[0].svg
+
+
+def test_what_was_not_measured_is_on_no_front_and_hides_no_other() -> None:
+    cost, loss = [1.0, 2.0, np.nan, 3.0, 4.0], [5.0, np.nan, 0.1, 3.0, 4.0]
+    assert pareto_front(cost, loss).tolist() == [0, 3]
+
+
+def test_the_forward_passes_of_a_stored_teacher_are_in_the_cost_of_its_student_everywhere() -> None:
+    """With top_k they are in no step: a student of 600 FLOPs in its steps and 400 of its teacher's has cost 1000."""
+    student = trained(4_000, 0) | {"study": "distill", "steps": 3, "flops_per_step": 200.0, "total_flops": 1000.0,
+                                   "parent_trial_id": "t", "parent_flops": 50.0}  # fmt: skip
+    study = analysed("distill", [student])
+    assert training_flops(study.trials).tolist() == [1000.0]
+    assert chain_flops(study.trials).tolist() == [1050.0]
+    assert chain_of("distill", study.rows.assign(parent_study="base", attempt_dir=None))[-1].flops == 1000.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from scalebench.analysis.trials import numeric, own_steps
+from scalebench.analysis.trials import numeric, own_flops
 from scalebench.store import StoreError, read_ancestors, read_header, with_columns
 
 NAMES = ("study", "trial_id", "parent_study", "parent_trial_id", "parent_flops", "attempt_dir")
@@ -38,7 +38,7 @@ def chain_of(name: str, rows: pd.DataFrame) -> list[Link]:
     A study without parents has one link.
     """
     current = rows[rows["study"] == name]
-    own = (numeric(current, "flops_per_step") * own_steps(current)).fillna(0.0)
+    own = own_flops(current).fillna(0.0)
     linked = with_columns(rows, NAMES)[[*NAMES]].astype(object)
     return [Link(name, len(current), float(own.sum())), *_before(linked[linked["study"] == name], linked, {name})][::-1]
 

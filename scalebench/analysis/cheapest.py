@@ -117,6 +117,8 @@ def measured_candidates(points: pd.DataFrame, limits: Limits) -> Iterator[Candid
     """Yield each configuration, its trials of all seeds together: they cost the same FLOPs, their parents included."""
     for _, group in points.groupby(["study", "settings", "unchanged", "size", "flops"], sort=True):
         loss = Estimate(*new_run_interval(group["loss"], group["se"].fillna(0.0)))
+        if len(group) == 1:  # its interval would be that of the validation sample alone
+            loss = Estimate(loss.value)
         costs = {name: Estimate(float(group[name].median())) for name, _ in QUANTITIES[1:]}
         first = group.iloc[0]
         settings = str(first["settings"]) or UNCHANGED * bool(first["unchanged"])

@@ -17,7 +17,14 @@ from scalebench.points.fit_file import DEFAULT_LAW, check_columns, open_fit
 from scalebench.points.roles import LAWS_OF_ONE_INPUT
 from scalebench.points.table import read_columns, read_texts
 
-COSTS = ("flops_per_step", "steps", "stop_step", "first_step", "parent_flops")  # what training_flops reads
+COSTS = (
+    "total_flops",
+    "flops_per_step",
+    "steps",
+    "stop_step",
+    "first_step",
+    "parent_flops",
+)  # what training_flops reads
 
 
 def open_compute_fit(source: Path, law: str | None, by_role: Mapping[str, str], where: str | None) -> Fit:

@@ -8,6 +8,7 @@ already), these with the FLOPs of the teacher's own training, and the data alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -91,12 +92,16 @@ class Student:
 
     @property
     def tied(self) -> tuple[Distilled, ...]:
-        """The other teachers whose loss does not differ significantly from the best, all together at 95 %."""
+        """The other teachers whose loss does not differ significantly from the best, all together at 95 %.
+
+        The best is the one that came out lowest, so that any two of them may be those compared.
+        """
         return tuple(each for each in self.teachers if each is not self.best and not self.above_best(each).side())
 
     def above_best(self, each: Distilled) -> Difference:
-        """Return how far a teacher's student ends above that of the best, all other teachers together at 95 %."""
-        value, half = each.loss - self.best.loss, _reach(each, self.best, max(1, len(self.teachers) - 1))
+        """Return how far a teacher's student ends above that of the best, all pairs of teachers together at 95 %."""
+        pairs = max(1, math.comb(len(self.teachers), 2))
+        value, half = each.loss - self.best.loss, _reach(each, self.best, pairs)
         return Difference(value, value - half, value + half)
 
     @property

@@ -126,7 +126,7 @@ class Runs:
         sizes, numbers = np.bincount(self.cell), np.arange(self.cell.max() + 1) // 2
         means = np.bincount(self.cell, self.logs) / sizes
         squares = np.bincount(self.cell // 2, (self.logs - means[self.cell]) ** 2)
-        return squares, np.bincount(numbers, sizes - 1).astype(np.intp)
+        return np.asarray(squares, dtype=np.float64), np.bincount(numbers, sizes - 1).astype(np.intp)
 
     @property
     def sessions(self) -> tuple[int, int]:

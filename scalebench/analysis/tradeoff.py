@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import LOSS, LOSS_SE, N, first_step, numeric, own_steps
+from scalebench.analysis.trials import LOSS, LOSS_SE, N, first_step, numeric, own_flops
 
 # A point is worth comparing only with those of the same task on the same held-out sample.
 HELD_OUT = ("family", "source", "data_sha256", "validation_fraction", "sequence_length")
@@ -97,8 +97,7 @@ def _parents(trials: pd.DataFrame) -> pd.Series[Any]:
 
 def chain_flops(trials: pd.DataFrame) -> pd.Series[float]:
     """Return the FLOPs of each trial (with its teacher's, where it has one) and of all trials before it."""
-    own = numeric(trials, "total_flops").fillna(numeric(trials, "flops_per_step") * own_steps(trials))
-    return own.fillna(0.0) + numeric(trials, "parent_flops").fillna(0.0)
+    return own_flops(trials).fillna(0.0) + numeric(trials, "parent_flops").fillna(0.0)
 
 
 def _alone(trials: pd.DataFrame, column: str) -> pd.Series[float]:

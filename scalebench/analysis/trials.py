@@ -110,8 +110,15 @@ def training_flops(trials: pd.DataFrame) -> pd.Series[float]:
     A continued run (``first_step`` above 0) adds the FLOPs of its parents, as its data include theirs. A run that
     starts from a parent's weights only (fine-tuning, ``first_step`` 0) counts its own steps, as its data do.
     """
-    own = numeric(trials, "flops_per_step") * own_steps(trials)
-    return own + numeric(trials, "parent_flops").where(first_step(trials) > 0, 0.0)
+    return own_flops(trials) + numeric(trials, "parent_flops").where(first_step(trials) > 0, 0.0)
+
+
+def own_flops(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the FLOPs of each trial itself, of a student with its teacher's forward passes; NaN where not known.
+
+    Where the teacher's outputs were stored before the first step (``top_k``), they are in no step.
+    """
+    return numeric(trials, "total_flops").fillna(numeric(trials, "flops_per_step") * own_steps(trials))
 
 
 def own_steps(trials: pd.DataFrame) -> pd.Series[float]:

@@ -35,11 +35,25 @@ class Affine:
     slopes: Array
     moved: tuple[Selection, ...]
 
+    @cached_property
+    def _movers(self) -> list[NDArray[np.intp]]:
+        """The exponents that move each term, [m]."""
+        return [np.flatnonzero(slope.any(axis=1)) for slope in self.slopes.swapaxes(0, 1)]
+
     def basis(self, exponents: Array) -> Array:
         """The terms, [batch, m, n]."""
-        logs = exponents @ self.slopes.reshape(len(self.slopes), self.base.size)
-        logs += self.base.ravel()
-        return np.exp(logs, out=logs).reshape(len(exponents), *self.base.shape)
+        terms = np.empty((len(exponents), *self.base.shape))
+        for term, movers in enumerate(self._movers):
+            own = terms[:, term]
+            if not movers.size:
+                own[:] = np.exp(self.base[term])
+                continue
+            np.multiply(exponents[:, movers[0], None], self.slopes[movers[0], term], out=own)
+            for k in movers[1:]:
+                own += exponents[:, k, None] * self.slopes[k, term]
+            own += self.base[term]
+            np.exp(own, out=own)
+        return terms
 
 
 def _selected(chosen: NDArray[np.bool_]) -> Selection:

@@ -152,6 +152,7 @@ def _notes(answer: Cheapest, points: pd.DataFrame) -> Iterator[str]:
             note = f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
         else:
             first, *others = candidate.trials
-            more = f", and {number_of(len(others), 'other seed')}" if others else "; one seed"
+            more = f", and {number_of(len(others), 'other seed')}" if others else "; one seed, whose noise is unknown"
             note = f"{name}: {chain(ids[first], known)}{more}"
-        yield note + f"; its loss interval goes beyond {answer.limits.loss:g} nats" * (not candidate.sure)
+        beyond = candidate.loss.high > answer.limits.loss
+        yield note + f"; its loss interval goes beyond {answer.limits.loss:g} nats" * beyond
