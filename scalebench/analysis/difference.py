@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import chdtrc, stdtr, stdtrit  # scipy.stats takes 0.7 s to import
+from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
 from scalebench.analysis.configuration_labels import labels_by_size
-from scalebench.analysis.sessions import ROUNDING, Drift, Runs, sessions_of
+from scalebench.analysis.repeats import Spread, notes_on, spread_of
+from scalebench.analysis.sessions import Runs, sessions_of
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
 from scalebench.errors import InputError
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
@@ -43,7 +44,7 @@ MEASURED = re.compile(
     r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step|resumed_attempts|checked"
 )
 MACHINE, DATA = "machine_id", "data_sha256"
-LEVEL, UNEQUAL = 0.95, 0.05  # UNEQUAL: p-value of Bartlett's test below which configurations have their own noise
+LEVEL = 0.95
 BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise", "no repeats"
 
 
@@ -136,10 +137,10 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         runs, measured = _runs(measurements, rows, session)
         if not measured:
             continue
-        spread = _spread(runs, timed=column in TIMES)
+        spread = spread_of(runs, timed=column in TIMES)
         effects += _effects(runs, [list(labels.values())[number] for number in measured], name, unit, spread)
         noise[name] = spread.deviation
-        notes += [f"{name}: {note}" for note in _notes(runs, spread, timed=column in TIMES)]
+        notes += [f"{name}: {note}" for note in notes_on(runs, spread, timed=column in TIMES)]
     if not effects:
         raise InputError(["no time, memory or loss was measured in both"])
     shared = [
@@ -229,43 +230,6 @@ def _values(trials: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return np.asarray(values.where(values > 0), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Own:
-    """Standard deviations of configurations that differ in their noise, [n], with their degrees of freedom.
-
-    ``number`` [runs] is the configuration of each run.
-    """
-
-    deviation: NDArray[np.float64]
-    freedom: NDArray[np.intp]
-    number: NDArray[np.intp]
-
-    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the standard error of the sum of logs times ``weights`` [runs], and Satterthwaite's freedom."""
-        parts = np.bincount(self.number, weights**2) * self.deviation**2
-        return math.sqrt(parts.sum()), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known.
-
-    ``own`` is the noise of each configuration, where they differ.
-    """
-
-    deviation: float | None
-    freedom: int
-    drift: Drift | None = None
-    own: _Own | None = None
-
-    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom."""
-        if known := self.drift or self.own:
-            return known.error(weights)
-        assert self.deviation is not None
-        return self.deviation * math.sqrt((weights**2).sum()), self.freedom
-
-
 def _runs(
     values: NDArray[np.float64], rows: Sequence[Sequence[NDArray[np.intp]]], session: NDArray[np.intp]
 ) -> tuple[Runs, list[int]]:
@@ -278,55 +242,7 @@ def _runs(
     return Runs(np.log(values[index]), cell, np.unique(session[index], return_inverse=True)[1].reshape(-1)), measured
 
 
-def _spread(runs: Runs, *, timed: bool) -> _Spread:
-    deviation, freedom = runs.repeats
-    if timed and deviation == 0:  # times equal to the last digit are copies or of a coarse clock: no noise is known
-        deviation = None
-    drift = runs.drift() if timed and deviation is not None else None
-    if drift is not None or not deviation:
-        return _Spread(deviation, freedom, drift)
-    squares, degrees = runs.squares
-    own = np.sqrt(squares / np.maximum(degrees, 1))
-    known = own > ROUNDING  # equal values, and single runs, tell nothing: the noise of all holds for them
-    if not _unequal(own[known] ** 2, degrees[known]):
-        return _Spread(deviation, freedom)
-    own, degrees = np.where(known, own, deviation), np.where(known, degrees, freedom)
-    return _Spread(deviation, freedom, own=_Own(own, degrees, runs.cell // 2))
-
-
-def _unequal(variances: NDArray[np.float64], freedom: NDArray[np.intp]) -> bool:
-    """Tell whether variances with these degrees of freedom, both [n], differ (Bartlett 1937)."""
-    if len(variances) < 2:
-        return False
-    total, apart = freedom.sum(), len(variances) - 1
-    excess = total * np.log((freedom * variances).sum() / total) - (freedom * np.log(variances)).sum()
-    return bool(chdtrc(apart, excess / (1 + ((1 / freedom).sum() - 1 / total) / (3 * apart))) < UNEQUAL)
-
-
-def _notes(runs: Runs, spread: _Spread, *, timed: bool) -> Iterator[str]:
-    """Say what the intervals hold of the drift between sessions, and whether configurations differ in their noise."""
-    if timed and spread.deviation is not None:
-        yield _drift_note(runs, spread)
-    if spread.own is not None:
-        least, most = (f"{100 * end:.2g}" for end in (spread.own.deviation.min(), spread.own.deviation.max()))
-        yield f"configurations differ in their noise, {least} to {most} % of one run, and each has its own"
-
-
-def _drift_note(runs: Runs, spread: _Spread) -> str:
-    """Say what the intervals of a time hold of the drift between sessions."""
-    before, after = runs.sessions
-    sessions = f"{before} of OLD, {after} of NEW"
-    if runs.in_turns:
-        return f"both were measured in the same sessions ({sessions}), so that drift between them cancels"
-    if spread.drift is not None:
-        return f"the intervals hold the drift between sessions ({sessions})"
-    return (
-        f"the intervals do not hold the drift between sessions ({sessions}), which is unknown: no configuration was "
-        "measured in two sessions of a folder; run both states again in turns"
-    )
-
-
-def _effects(runs: Runs, labels: Sequence[str], name: str, unit: str, spread: _Spread) -> list[Effect]:
+def _effects(runs: Runs, labels: Sequence[str], name: str, unit: str, spread: Spread) -> list[Effect]:
     """Return the effects on one quantity, that on all configurations first."""
     values = [(np.exp(runs.of(2 * number)), np.exp(runs.of(2 * number + 1))) for number in range(len(labels))]
     effects = [
@@ -339,7 +255,7 @@ def _effects(runs: Runs, labels: Sequence[str], name: str, unit: str, spread: _S
 
 
 def _effect(
-    label: str, name: str, unit: str, values: Any, runs: Runs, configurations: Sequence[int], spread: _Spread
+    label: str, name: str, unit: str, values: Any, runs: Runs, configurations: Sequence[int], spread: Spread
 ) -> Effect:
     """Return the effect on some configurations, by number, with its interval and its p-value."""
     before, after = values

@@ -36,14 +36,9 @@ class Affine:
     moved: tuple[Selection, ...]
 
     @cached_property
-    def _movers(self) -> tuple[NDArray[np.intp], ...]:
+    def _movers(self) -> list[NDArray[np.intp]]:
         """The exponents that move each term, [m]."""
-        return tuple(np.flatnonzero(moves) for moves in self.slopes.any(axis=2).T)
-
-    @cached_property
-    def _still(self) -> Array:
-        """The terms at exponents of 0, [m, n]: those that no exponent moves."""
-        return np.asarray(np.exp(self.base))
+        return [np.flatnonzero(slope.any(axis=1)) for slope in self.slopes.swapaxes(0, 1)]
 
     def basis(self, exponents: Array) -> Array:
         """The terms, [batch, m, n]."""
@@ -51,7 +46,7 @@ class Affine:
         for term, movers in enumerate(self._movers):
             own = terms[:, term]
             if not movers.size:
-                own[:] = self._still[term]
+                own[:] = np.exp(self.base[term])
                 continue
             np.multiply(exponents[:, movers[0], None], self.slopes[movers[0], term], out=own)
             for k in movers[1:]:
