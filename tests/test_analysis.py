@@ -124,7 +124,7 @@ def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalys
 def test_the_simpler_law_is_chosen_unless_the_other_predicts_better(bend: float, noise: float, expected: int) -> None:
     sizes = np.repeat(np.geomspace(1e3, 1e6, 7), 2)
     noisy = (1e6 + 5_000 * sizes**bend) * np.exp(noise * np.random.default_rng(2).standard_normal(len(sizes)))
-    law, reason = choose_cost_law(pd.DataFrame({"x": sizes, "y": noisy}))
+    law, reason, _ = choose_cost_law(pd.DataFrame({"x": sizes, "y": noisy}))
     assert law == COST_LAWS[expected]
     assert law in reason
     assert "%" in reason

@@ -1,5 +1,6 @@
 """Costs with a planted kink: what small models tell of large ones, and what they hide."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,33 @@ def test_step_times_that_launches_set_are_not_extrapolated(noise: float) -> None
 def test_step_times_that_grow_with_the_work_are_extrapolated() -> None:
     answer = predicted(cost_trend(times(1e-3, 1e3 * SIZES), STEP_TIME, N), 1e10, "step time", "s")
     assert answer.low <= 40 <= answer.high
+
+
+FIVE, BUNCHED = np.geomspace(1e5, 1e7, 5), np.array([1e4, 1.2e4, 1.5e4, 2e4, 1e7])
+
+
+@pytest.mark.parametrize(("sizes", "seed"), [(FIVE, 4), (BUNCHED, 0)])
+def test_a_cost_whose_law_is_not_told_has_the_intervals_of_both(sizes: np.ndarray, seed: int) -> None:
+    """Planted: an exponent of 1.1. The straight line alone misses the cost at 10 times the largest size."""
+    rng = np.random.default_rng(seed)
+    planted = 1e-3 + 3e-9 * 1e6 * (np.append(sizes, 10 * sizes[-1]) / 1e6) ** 1.1
+    steps = pd.DataFrame({N: sizes, STEP_TIME: planted[:-1] * np.exp(0.02 * rng.standard_normal(len(sizes)))})
+    trend = cost_trend(steps, STEP_TIME, N)
+    assert trend.fit is not None
+    assert trend.fit.law.name == "offset_linear"
+    assert "intervals hold both" in trend.choice
+    at = {"x": 10 * sizes[-1]}
+    assert replace(trend, rival=None).predict_at(at)[2] < planted[-1]
+    value, low, high = trend.predict_at(at)
+    assert low <= value < planted[-1] < high
+    assert trend.rival is not None
+    other_low, other_high = (ends[0] for ends in trend.rival.prediction_interval({"x": [at["x"]]}, kind="new"))
+    assert (low, high) == pytest.approx((min(low, other_low), max(high, other_high)))
+
+
+def test_a_law_that_predicts_better_has_its_own_intervals() -> None:
+    trend = cost_trend(times(1e-3, 1e3 * SIZES), STEP_TIME, N)
+    assert (trend.rival, "hold both" in trend.choice) == (None, False)
 
 
 def test_memory_that_is_the_same_at_every_size_is_not_extrapolated() -> None:

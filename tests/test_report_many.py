@@ -169,8 +169,9 @@ def test_a_cost_that_is_computed_exactly_gets_its_law_without_the_comparison(mon
     exact = pd.DataFrame({"x": sizes, "y": 3e6 + 60 * sizes})
     noisy = exact.assign(y=exact["y"] * (1 + 1e-5 * np.array([1, -1, 1, -1, 1, -1])))
     curved = exact.assign(y=3e6 + 60 * sizes**1.01)
-    law, reason = choose_cost_law(exact)
+    law, reason, rival = choose_cost_law(exact)
     assert "which fits every size" in reason
+    assert not rival
     assert all("hold-out" in choose_cost_law(points)[1] for points in (noisy, curved, exact.iloc[:4]))
     monkeypatch.setattr("scalebench.analysis.trends.EXACT", 0.0)
     compared = choose_cost_law(exact)

@@ -106,7 +106,8 @@ def draw_curve(
     (low, high), curve = trend.band(x), trend.fit.predict(x=x)
     shade = color if trend.fit.status == "converged" else MUTED
     marks.axes.plot(x, curve / factor, color=shade, label=label)
-    marks.drawn |= {"curve"} | ({"grey curve"} if shade == MUTED else set())
+    kinds = {"grey curve": shade == MUTED, "rival": trend.rival is not None}
+    marks.drawn |= {"curve", *(kind for kind, holds in kinds.items() if holds)}
     if np.median(high - low) > WIDEST_BAND * np.median(np.abs(curve)):  # False of NaN
         marks.drawn.add("no band")
     else:
@@ -120,7 +121,8 @@ def curve_sentence(marks: Marks, subject: str) -> str:
     """
     if "curve" not in marks.drawn:
         return ""
-    band = " with the 95 % band of its mean" if "band" in marks.drawn else ""
+    rival = ", and of the other law's where the sizes do not tell the two apart" if "rival" in marks.drawn else ""
+    band = f" with the 95 % band of its mean{rival}" if "band" in marks.drawn else ""
     wide = f" Bands more than {WIDEST_BAND:g} times as wide as the curve is high are left out."
     band += "." + wide * ("no band" in marks.drawn)
     grey = " Grey: the fit ended at a bound or did not converge." if "grey curve" in marks.drawn else ""
