@@ -27,7 +27,8 @@ ROWS = "[...document.querySelectorAll('figure tbody tr')].map((row) => row.cells
 @pytest.fixture(scope="module")
 def html() -> str:
     page = templates().get_template("page.html.j2")
-    return page.render(heading="A", overview=OVERVIEW, sections=[], damaged=(), css="", js=Markup(scripts()))
+    parts = {"sections": [], "live_s": None, "unmeasured": (), "damaged": ()}
+    return page.render(heading="A", overview=OVERVIEW, **parts, css="", js=Markup(scripts()))
 
 
 def scripts() -> str:

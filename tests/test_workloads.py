@@ -124,8 +124,8 @@ import torch
 from scalebench.store import Column
 from scalebench.study import Section as Table
 from scalebench.study.axes import Axis, Count, Finite, WholeNumber
-from scalebench.workloads.base import SIZE_COLUMNS, Cost, Decided
-from scalebench.workloads.building import build_model, count_columns, usable_device
+from scalebench.workloads.base import SIZE_COLUMNS, Cost, Decided, count_columns
+from scalebench.workloads.building import build_model, usable_device
 
 SUMMARY = "multiply the weights of a model by a factor"
 TABLE = "toy"
