@@ -127,6 +127,7 @@ def test_an_optimum_that_is_not_determined_is_not_drawn() -> None:
     draws = np.array([[np.log(1e-3), 0.5, np.log(1e-3), 0.5], [np.log(1e3), 0.5, np.log(1e3), 0.5]] * 20)
     allocation = Allocation(3, Counting(), draws.mean(axis=0), draws, "a bootstrap", ())
     axes = drawn(lambda marks: allocation_figure(marks, [allocation], [], np.array([1e19, 1e21])))
+    assert len(axes.lines) == 2  # N* and D*
     assert all(np.isnan(line.get_ydata()).all() for line in axes.lines)
 
 
@@ -187,7 +188,7 @@ def test_plot_says_what_it_draws(wrong: Any) -> None:
 
 
 def test_plot_asks_for_the_compute_where_an_allocation_has_none() -> None:
-    with pytest.raises(InputError, match="over which compute"):
+    with pytest.raises(InputError, match="no budgets of its own; give the compute in FLOPs"):
         scalebench.plot(scalebench.optimal(grid()))
 
 

@@ -53,7 +53,9 @@ def _figure_of(fitted: Sequence[Any], at: Sequence[float]) -> Callable[[Marks], 
         raise InputError([f"plot: {names}: expected one fit, or what optimal or tune return"])
     spent = np.array([*at, *(flops for each in fitted for flops, _ in each.optima)])
     if len(np.unique(spent)) < 2:
-        raise InputError(["plot: over which compute? This allocation has no budgets of its own: at=(1e18, 1e21)"])
+        raise InputError(
+            ["plot: this allocation has no budgets of its own; give the compute in FLOPs: at=(1e18, 1e21)"]
+        )
     return lambda marks: allocation_figure(marks, fitted, at, spent)
 
 

@@ -112,7 +112,7 @@ def process_space() -> str:
 
 
 def process_start(pid: int) -> float | None:
-    """Return a number that tells a process from later ones with its id; None for one that does not run.
+    """Return a number that tells a process from later ones with its id; None if it does not run.
 
     On Linux these are the ticks of the clock from boot to its start; psutil adds the time of day at boot, which is
     another once the clock is set.
