@@ -9,6 +9,7 @@ import ast
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from scalebench import store
+from scalebench.running.claims import process_start
 
 if TYPE_CHECKING:
     import torch
@@ -161,12 +163,21 @@ def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor])
 
 def ranks_of(attempt: Path) -> list[psutil.Process]:
     """The processes of an attempt's trial, without the one that started them, by rank."""
-    running = [
-        process for process in psutil.process_iter(["cmdline"]) if str(attempt) in (process.info["cmdline"] or [])
-    ]
-    return sorted(
-        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
-    )
+    ranks: dict[str, psutil.Process] = {}
+    for process in psutil.process_iter(["cmdline", "environ"]):  # empty for a process that ends meanwhile
+        if str(attempt) in (process.info["cmdline"] or []) and "RANK" in (process.info["environ"] or {}):
+            ranks[process.info["environ"]["RANK"]] = process
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def has_ended(pid: int, within_s: float = 5.0) -> bool:
+    """Whether a process ends within some seconds; a zombie nobody waits for counts as ended."""
+    deadline = time.monotonic() + within_s
+    while process_start(pid) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def beats(attempt: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support import SMALL, SOURCE_PATH, child_environment
+from support import SMALL, SOURCE_PATH, child_environment, has_ended
 
 from scalebench import store
 from scalebench.running import forked, processes
@@ -64,15 +64,6 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     forked.stop_servers()
 
 
-def gone(pid: int, within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 def await_log(folder: Path) -> None:
     """Wait until the program has written to its log."""
     while not (folder / "stdout.log").exists() or not (folder / "stdout.log").read_text():
@@ -114,7 +105,7 @@ def test_each_worker_has_the_variables_of_its_request_and_one_server_serves_them
     last, _ = begin("", OMP_NUM_THREADS="3")
     assert last.wait(10) == 0
     assert last.server is other.server
-    assert gone(first.server.process.pid)
+    assert has_ended(first.server.process.pid)
 
 
 @pytest.mark.slow
@@ -140,7 +131,7 @@ def test_stopping_a_worker_stops_its_group_and_no_other(begin: Begin) -> None:
     await_log(folder)
     child = int((folder / "stdout.log").read_text().split()[0])
     assert processes.stop(leader) == -signal.SIGTERM
-    assert gone(child)
+    assert has_ended(child)
     assert other.poll() is None
     stubborn, folder = begin(STUBBORN)
     await_log(folder)
@@ -153,7 +144,7 @@ def test_workers_end_with_their_server_and_the_next_gets_another(begin: Begin, c
     await_log(folder)
     worker.server.process.kill()
     assert worker.wait(10) == -signal.SIGKILL
-    assert gone(worker.pid)
+    assert has_ended(worker.pid)
     following, _ = begin("raise SystemExit(3)")
     assert following.wait(10) == 3
     lines = capsys.readouterr().err.splitlines()
@@ -190,8 +181,8 @@ time.sleep(60)
     await_log(tmp_path / "b")
     process.kill()
     process.communicate()
-    assert gone(pids[0], 2)
-    assert all(gone(pid, processes.GRACE_S + 5) for pid in pids)
+    assert has_ended(pids[0], 2)
+    assert all(has_ended(pid, processes.GRACE_S + 5) for pid in pids)
 
 
 def test_secrets_of_the_driver_are_not_in_a_workers_environment() -> None:

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from support import has_ended
 
 from scalebench.running.processes import exit_reason, last_lines, start, stop
 
@@ -37,31 +37,22 @@ def begin(*words: str) -> tuple[subprocess.Popen[bytes], int]:
         return process, int(lines.readline())
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends within a second; a zombie nobody waits for counts as ended."""
-    for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 @pytest.mark.parametrize(("words", "code"), [((), -signal.SIGTERM), (("stubborn",), -signal.SIGKILL)])
 def test_the_whole_group_is_stopped_gently_first(words: tuple[str, ...], code: int) -> None:
     process, child = begin(*words)
     begun = time.monotonic()
     assert stop(process, grace_s=0.3) == code
     assert time.monotonic() - begun < 5
-    assert gone(child)
+    assert has_ended(child, 1)
 
 
 @pytest.mark.slow
 def test_what_an_ended_leader_left_behind_is_stopped_too() -> None:
     process, child = begin("leave")
     assert process.wait(10) == 5
-    assert not gone(child)
+    assert not has_ended(child, 1)
     assert stop(process) == 5
-    assert gone(child)
+    assert has_ended(child, 1)
 
 
 def test_a_leader_about_to_end_by_itself_is_given_the_time() -> None:
