@@ -54,11 +54,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalebench.measure.turns.times_in_turns.__kwdefaults__", {"seconds": 0.0, "most": 300})
-
-
 def parent_of(folder: Path) -> dict[str, Any]:
     (row,) = store.load_results(folder / "results" / "parent").to_dict("records")
     return row
