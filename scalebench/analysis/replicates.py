@@ -24,7 +24,8 @@ def replicate_notes(
     ``inherit_seed`` is whether trials have the seed of their parents, of which two of one seed differ otherwise.
     """
     groups = usable.groupby(x.column)
-    varied = [name for name in SETTINGS if name in usable and name not in known and (groups[name].nunique() > 1).any()]
+    several = [name for name in SETTINGS if name in usable and name not in known and usable[name].nunique() > 1]
+    varied = [name for name in several if (groups[name].nunique() > 1).any()]
     if varied:
         yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "
                "and what this changes counts as noise")  # fmt: skip
