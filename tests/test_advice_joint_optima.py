@@ -67,6 +67,7 @@ def test_one_column_is_the_parabola_of_a_single_sweep() -> None:
     assert optimum.curvature == pytest.approx(2 * np.polyfit(np.log(x[low]), loss[low], 2)[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:
     studies, covered = 40, 0
     for seed in range(studies):

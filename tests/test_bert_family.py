@@ -155,6 +155,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 # --- losses and metrics ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
     from sklearn.metrics import f1_score
 

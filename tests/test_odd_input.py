@@ -134,6 +134,7 @@ def test_points_whose_products_overflow_are_refused_by_place(command, tmp_path: 
     assert "beyond 1e-100 to 1e+100" in error
 
 
+@pytest.mark.slow
 def test_refits_whose_derivatives_overflow_end_without_an_error() -> None:
     """Losses of small models that hardly fall, measured: some refits of their bootstrap run to the end of the range."""
     from scalebench import fit

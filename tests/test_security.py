@@ -45,6 +45,7 @@ def sources_with(words: Iterable[str]) -> Iterator[tuple[Path, ast.Module]]:
             yield path, ast.parse(text)
 
 
+@pytest.mark.slow
 def test_no_file_is_read_by_what_runs_code() -> None:
     unsafe = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     functions = ("eval", "exec", "os.system", "os.popen")
