@@ -15,6 +15,7 @@ from scalebench.advice.settings import unmodelled
 from scalebench.advice.vertex import joint_optimum
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
+from scalebench.study.sampling import fractions_of
 
 RATES, BATCHES = np.geomspace(2e-4, 2e-2, 9), 2.0 ** np.arange(5, 11)
 TRUTH = {"lr": {"constant": 1.8, "N": -0.7, "D": 0.3}, "bs": {"constant": 2.85e-4, "N": 0.0, "D": 0.571}}
@@ -81,6 +82,41 @@ def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:
     assert 0.90 <= covered / (6 * studies) <= 0.99
 
 
+def sampled(points: int, seed: int = 0, noise: float = 0.0) -> pd.DataFrame:
+    """Rates and batch sizes that [sample] draws, the same at each of six sizes, about planted optima."""
+    x = np.exp(np.log([2e-4, 32]) + np.log([100, 32]) * fractions_of(points, 2, seed))
+    sizes = pd.DataFrame({"N": np.geomspace(5e7, 1e9, 6), "D": 4e9})
+    table = sizes.merge(pd.DataFrame(x, columns=["lr", "bs"]), how="cross")
+    best = {name: law["constant"] * table.N ** law["N"] * table.D ** law["D"] for name, law in TRUTH.items()}
+    rate, batch = np.log(table.lr / best["lr"]), np.log(table.bs / best["bs"])
+    # Losses that rise faster towards high rates, as they do.
+    loss = 3 + (0.02 * rate**2 + 0.012 * batch**2 - 0.014 * rate * batch) * (1 + (0.1 * np.tanh(rate) if noise else 0))
+    return table.assign(loss=loss + noise * np.random.default_rng(seed).standard_normal(len(table)))
+
+
+def test_planted_optima_of_samples_come_back() -> None:
+    for law in optimum_laws(sampled(16), ("lr", "bs"), ("N",)):
+        assert law.exponents["N"] == pytest.approx(TRUTH[law.optimised]["N"], abs=1e-9)
+        assert {optimum.n_points for _, optimum in law.optima} == {12}  # two for each coefficient
+        assert not law.refused  # although the lowest loss is at the end of a column at some size
+
+
+def test_few_points_of_a_sample_are_refused_with_how_many_there_should_be() -> None:
+    with pytest.raises(FitRefused, match=r"12 combinations of lr and bs that form no grid; .* needs 15"):
+        optimum_laws(sampled(12), ("lr", "bs"), ("N",))
+
+
+@pytest.mark.parametrize("points", [16, 32])
+def test_intervals_of_samples_cover_the_planted_laws(points: int) -> None:
+    covered = []
+    for seed in range(20):
+        for law in optimum_laws(sampled(points, seed, 1e-3), ("lr", "bs"), ("N",)):
+            low, high = law.interval("N")
+            covered.append(low <= TRUTH[law.optimised]["N"] <= high)
+    # 95 % of 40, less three standard errors of 20 independent ones.
+    assert np.mean(covered) >= 0.8
+
+
 @pytest.mark.parametrize(
     ("keep", "reason"),
     [
@@ -117,6 +153,13 @@ def test_what_does_not_enclose_a_joint_optimum_is_refused(keep, reason: str) -> 
 def test_a_setting_that_varies_within_a_sweep_is_named(column: str, values: list, expected: list[str] | None) -> None:
     varying = unmodelled({column: values}, [0, 0, 0, 0], [[1e-3, 1e-2, 1e-3, 1e-2]])
     assert varying == ({} if expected is None else {column: expected})
+
+
+def test_a_column_sampled_together_with_the_swept_one_is_no_other_unit_of_it() -> None:
+    table = sampled(16, 0, 1e-3)
+    sizes, swept = pd.factorize(table.N)[0], np.repeat(table.lr, 2)
+    columns = {"bs": np.repeat(table.bs, 2), "log_lr": np.log(swept), "name": [f"lr={rate:.2g}" for rate in swept]}
+    assert set(unmodelled(columns, np.repeat(sizes, 2), [swept])) == {"bs"}
 
 
 def test_a_setting_that_moves_with_the_size_is_part_of_its_sweep() -> None:

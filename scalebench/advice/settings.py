@@ -43,14 +43,28 @@ def _codes(column: ArrayLike) -> NDArray[Any]:
 def _is_setting(values: NDArray[Any], swept: Sequence[NDArray[Any]]) -> bool:
     codes = _codes(values.astype(str))
     distinct = int(codes.max()) + 1
-    if distinct in (1, len(codes)) or any(_one_to_one(codes, other) for other in swept):
+    if distinct in (1, len(codes)) or any(_follows(values, codes, other) for other in swept):
         return False
     return distinct <= len(codes) / 2 or not _is_measured(values)
 
 
-def _one_to_one(codes: NDArray[Any], others: NDArray[Any]) -> bool:
+def _follows(values: NDArray[Any], codes: NDArray[Any], others: NDArray[Any]) -> bool:
+    """Whether values follow others one to one: names of any order, but numbers that rise or fall with them.
+
+    Numbers that were sampled together are pairs as well, and neither stands for the other.
+    """
     pairs = len(np.unique(np.stack([codes, others]), axis=1).T)
-    return pairs == len(np.unique(codes)) == len(np.unique(others))
+    if not pairs == len(np.unique(codes)) == len(np.unique(others)):
+        return False
+    return not _are_numbers(values) or bool((codes == others).all() or (codes == others.max() - others).all())
+
+
+def _are_numbers(values: NDArray[Any]) -> bool:
+    try:
+        values.astype(float)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_measured(values: NDArray[Any]) -> bool:

@@ -7,13 +7,14 @@ one joint optimum; at any fixed value of the others a column has another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from scalebench.laws.forms import Array, FitRefused
 
@@ -36,6 +37,9 @@ class AtEdge(FitRefused):
 
 
 CLOSE = np.log(3.0)  # about the best value, in ln x: as far as two neighbours of a sweep in steps of 1.73 reach
+# Combinations of a sample for each coefficient of the quadratic: those fitted, which are nearest to the best, and those
+# that there have to be, so that some are near.
+SCATTERED, FEWEST_SCATTERED = 2, 2.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def joint_optimum(
     """The optimum of each swept column, x [n, k] with k `names`, at the joint minimum of loss [n].
 
     Uses `neighbours` values of each column on each side of the best and all within a factor of 3 of it, since a few of
-    many values that lie close together show noise and no curvature; all if None. Repeats count separately.
+    many values that lie close together show noise and no curvature; all if None. Repeats count separately. Of columns
+    that were sampled together, which form no grid, it uses the combinations nearest to the best (`SCATTERED`).
     Raises FitRefused with fewer than three values of a column, points that do not determine the quadratic, or a minimum
     outside the values fitted; AtEdge if the best value or the minimum is at an edge of the values swept, or beyond.
     """
@@ -82,12 +87,44 @@ def joint_optimum(
     cells, cell = np.unique(member, axis=0, return_inverse=True)
     best = cells[(np.bincount(cell.reshape(-1), values) / np.bincount(cell.reshape(-1))).argmin()]
     grids = [grid for grid, _ in axes]
+    if 2 * len(cells) < math.prod(map(len, grids)):  # the lowest loss may be at the end of a column by chance
+        near = _nearest(cells, best, grids, neighbours)[cell.reshape(-1)]
+        optima = _minimum(log[near], values[near], names, grids)
+        _check_enough(len(cells), names)
+        return optima
     for column, (name, place) in enumerate(zip(names, best, strict=True)):
         _check_inside(name, column, int(place), grids[column])
     reach = len(values) if neighbours is None else neighbours
     at_best = [grid[place] for grid, place in zip(grids, best, strict=True)]
     near = ((np.abs(member - best) <= reach) | (np.abs(log - at_best) <= CLOSE)).all(axis=1)
     return _minimum(log[near], values[near], names, grids)
+
+
+def _nearest(
+    cells: NDArray[np.intp], best: NDArray[np.intp], grids: Sequence[Array], neighbours: int | None
+) -> NDArray[np.bool_]:
+    """Which combinations of values, [cells], are nearest to the best; all if `neighbours` is None.
+
+    Distances are in logs, relative to the range of each column.
+    """
+    logs = np.stack([(grid / np.ptp(grid))[places] for grid, places in zip(grids, cells.T, strict=True)], axis=1)
+    distances = ((logs - logs[(cells == best).all(axis=1)]) ** 2).sum(axis=1)
+    enough = len(cells) if neighbours is None else SCATTERED * _coefficients(len(grids))
+    return np.asarray(distances <= np.sort(distances)[:enough][-1])
+
+
+def _check_enough(combinations: int, names: Sequence[str]) -> None:
+    fewest = math.ceil(FEWEST_SCATTERED * _coefficients(len(names)))
+    if combinations < fewest:
+        raise FitRefused(
+            f"{combinations} combinations of {' and '.join(names)} that form no grid; a quadratic in them needs "
+            f"{fewest}: sample more points"
+        )
+
+
+def _coefficients(k: int) -> int:
+    """How many a quadratic in k variables has."""
+    return 1 + k + len(_pairs(k))
 
 
 def _check_inside(name: str, column: int, place: int, grid: Array) -> None:

@@ -219,7 +219,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "name": study.name,
         "title": study.title or study.name,
         "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
-        "fit": study.fit.model_dump(mode="json"),
+        "fit": study.fit.model_dump(mode="json") | {"best_over": list(study.tuned)},
         "planned": [{"trial_id": trial.trial_id, "flops": trial.flops} for trial in sweep.planned],
         "inputs": inputs_of(sweep.planned),
         "dials": dials_of(sweep.planned),

@@ -1,6 +1,7 @@
 """The study file, its axes, and its trials."""
 
-from scalebench.study.sections import FromSection, ParentSection, Point, Section, Study, WorkloadTable, study_class
+from scalebench.study.definition import Study, WorkloadTable, study_class
+from scalebench.study.sections import FromSection, ParentSection, Point, Section
 from scalebench.study.trials import Batching, DataSpec, Parent, Scalar, Trial, trial_id
 
 __all__ = [

@@ -30,7 +30,10 @@ def _geometric(spec: dict[str, Any]) -> list[float | int]:
     kind = "geom" if "geom" in spec else "log2"
     ends = spec.get(kind)
     if set(spec) - {kind, "points"} or not isinstance(ends, list) or len(ends) != 2:
-        raise ValueError("an axis is a list, { geom = [lo, hi], points = n } or { log2 = [a, b], points = n }")
+        hint = "; { log = … } and { linear = … } are for [sample]" if {"log", "linear"} & set(spec) else ""
+        raise ValueError(
+            f"an axis is a list, {{ geom = [lo, hi], points = n }} or {{ log2 = [a, b], points = n }}{hint}"
+        )
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
         raise ValueError(f"{kind} needs two numbers, as in {kind} = [1, 8]")
     whole = all(isinstance(end, int) for end in ends)
@@ -49,7 +52,7 @@ def _geometric(spec: dict[str, Any]) -> list[float | int]:
     return [round(value) if whole and min(ends) >= 0 else float(f"{value:.12g}") for value in values]
 
 
-def _expand(value: Any) -> tuple[Any, ...]:
+def values_of(value: Any) -> tuple[Any, ...]:
     """Return the values of an axis as a tuple; a scalar becomes a tuple of one."""
     if isinstance(value, dict):
         return tuple(_geometric(value))
@@ -62,7 +65,7 @@ def _expand(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Accept 1e6 for a count: TOML calls it a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -86,10 +89,11 @@ def _learning_rate(value: Any) -> Any:
 
 
 T = TypeVar("T")
-Axis = Annotated[tuple[T, ...], BeforeValidator(_expand)]
-Count = Annotated[PositiveInt, Field(le=MOST_COUNTED), BeforeValidator(_whole)]
+Axis = Annotated[tuple[T, ...], BeforeValidator(values_of)]
+Count = Annotated[PositiveInt, Field(le=MOST_COUNTED), BeforeValidator(whole)]
+Points = Annotated[PositiveInt, Field(le=MOST_VALUES), BeforeValidator(whole)]  # values of an axis
 Samples = Annotated[Count, Field(le=MOST_SAMPLES)]  # of a set that is held in memory
-WholeNumber = Annotated[NonNegativeInt, Field(le=LARGEST_INTEGER), BeforeValidator(_whole)]
+WholeNumber = Annotated[NonNegativeInt, Field(le=LARGEST_INTEGER), BeforeValidator(whole)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Finite = Annotated[PositiveFloat, Field(allow_inf_nan=False)]

@@ -22,7 +22,9 @@ MOST_TRIALS = 200_000
 MOST_VALUES = 6  # of an axis, in a message
 # Plainer messages for errors of pydantic.
 PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
-REQUIRED = {"schema": "; write schema = 1", "name": '; as in name = "my-study"'}
+REQUIRED = {
+    "schema": "; write schema = 1", "name": '; as in name = "my-study"', "sample.points": "; as in points = 16",
+}  # fmt: skip
 WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
@@ -86,21 +88,23 @@ def _value(text: str) -> Any:
     return content["value"] if len(content) == 1 else text  # a text of several lines is no other setting
 
 
-def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
+def _together_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
     tables = ("model", "data", *study.TABLES.values())
     contents = {table: content for table in tables if isinstance(content := raw.get(table), dict)}
     fixed = {f"{table}.{key}" for table, content in contents.items() for key in content}
-    zipped: set[str] = set()
-    for index, entry in enumerate(study.zipped):
+    together: set[str] = set()
+    for place, entry in study.together.items():
         axes = entry.axes()
         lengths = {name: len(values) for name, values in axes.items()}
         if len(set(lengths.values())) > 1:
-            yield f"zip[{index}]: axes that advance together need equal lengths, given {lengths}"
-        if len(lengths) < 2:
-            yield f"zip[{index}]: needs at least two fields, given {list(lengths)}"
-        for name in sorted(set(axes) & (fixed | zipped)):
-            yield f"zip[{index}].{name}: set elsewhere as well; leave it in one place"
-        zipped |= set(axes)
+            yield f"{place}: axes that advance together need equal lengths, given {lengths}"
+        if entry is study.sampled and not any(isinstance(value, dict) for value in raw["sample"].values()):
+            yield f"{place}: needs at least one field, as in train.learning_rate = {{ log = [1e-4, 1e-1] }}"
+        elif entry is not study.sampled and len(lengths) < 2:
+            yield f"{place}: needs at least two fields, given {list(lengths)}"
+        for name in sorted(set(axes) & (fixed | together)):
+            yield f"{place}.{name}: set elsewhere as well; leave it in one place"
+        together |= set(axes)
 
 
 def _exclude_lines(study: Study) -> Iterator[str]:
@@ -151,9 +155,8 @@ def _unread_lines(study: Study) -> Iterator[str]:
     """Yield a line for every field that only other workloads read."""
     for other in sorted(set(study.TABLES.values()) - {study.TABLES[study.workload]}):
         fields = [f"{other}.{field}" for field in getattr(study, other).fields_in_file()]
-        for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
-            for index, entry in enumerate(entries):
-                fields += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
+        for place, entry in study.entries.items():
+            fields += [f"{place}.{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
         readers = " or ".join(f'workload = "{name}"' for name, table in study.TABLES.items() if table == other)
         reason = f"the workload {study.workload!r} reads no [{other}]; leave it out, or set {readers}"
         yield from (f"{field}: {reason}" for field in fields)
@@ -227,6 +230,8 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
     message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if path == ["sample"]:  # its ranges are replaced before its fields are read, so that the field is in the message
+        return f"{key}.{message}"
     value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 
@@ -266,9 +271,9 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
             return None, lines
     unread = [] if any(line.startswith("workload:") for line in lines) else [*_unread_lines(study)]
     exclusive = [*_exclusive_lines(study)]
-    lines += [*_zip_lines(raw, study), *_model_lines(study), *exclusive, *_from_lines(study), *unread]
+    lines += [*_together_lines(raw, study), *_model_lines(study), *exclusive, *_from_lines(study), *unread]
     lines += [] if unread else _exclude_lines(study)
-    if exclusive or any(line.startswith("zip") for line in lines):
+    if exclusive or any(line.startswith(("zip", "sample")) for line in lines):
         return None, lines
     too_many = [*_grid_lines(study)]
     return (None if too_many else study), lines + too_many

@@ -80,10 +80,10 @@ def show_plan(
 
 
 def _axes_lines(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
-    """Name the axes that multiply to the number of trials: parents, those of [[zip]] as one; and what is excluded."""
-    together = [entry.axes() for entry in study.zipped]
-    zipped = {name for entry in together for name in entry}
-    factors = {name: len(values) for name, values in study.axes().items() if len(values) > 1 and name not in zipped}
+    """Name the axes that multiply to the number of trials, with those that advance together as one; and exclusions."""
+    together = [entry.axes() for entry in study.together.values()]
+    joined = {name for entry in together for name in entry}
+    factors = {name: len(values) for name, values in study.axes().items() if len(values) > 1 and name not in joined}
     factors |= {" with ".join(entry): len(next(iter(entry.values()))) for entry in together}
     parents = len(_parents(planned))
     factors = ({"parents": parents} if parents > 1 else {}) | factors

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import AfterValidator
 
 from scalebench.families import FAMILIES
 from scalebench.laws import LAWS
-from scalebench.study import Section, study_class
+from scalebench.study import Section, sampling, study_class
+from scalebench.study.sections import parts_of
 from scalebench.workloads import WORKLOADS
 
 NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
@@ -19,6 +20,10 @@ RANGES = [
      "additionalProperties": False}
     for kind in ("geom", "log2")
 ]  # fmt: skip
+SAMPLED = {"anyOf": [{"type": "array", "minItems": 2}, *RANGES, *(
+    {"type": "object", "properties": {kind: NUMBERS}, "required": [kind], "additionalProperties": False}
+    for kind in sampling.RANGES
+)]}  # fmt: skip
 OWN_FAMILY = {"type": "string", "pattern": r"\.py$"}
 NOT_AXES = ("zip", "exclude", "best_over")
 
@@ -34,8 +39,20 @@ def study_schema() -> dict[str, Any]:
     model = schema["$defs"]["ModelSection"]["properties"]
     model["family"]["enum"] = None  # replaced below, where it stands for a value of an axis
     model["family"] = _axis({"anyOf": [{"enum": sorted(FAMILIES)}, OWN_FAMILY]}, model["family"])
+    _let_sample(schema["$defs"])
     schema["$defs"]["FitSection"]["properties"]["law"]["enum"] = sorted(LAWS)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "scalebench study"} | schema
+
+
+def _let_sample(definitions: dict[str, Any]) -> None:
+    """Let the fields in the tables of [sample] be ranges."""
+    tables = definitions["Sample"]["properties"]
+    for name, table in tables.items():
+        section = definitions.get(table.get("$ref", "").rpartition("/")[2])
+        if section is not None:
+            others = False if section["additionalProperties"] is False else SAMPLED
+            fields = dict.fromkeys(section["properties"], SAMPLED)
+            tables[name] = {"type": "object", "properties": fields, "additionalProperties": others}
 
 
 def _sections(kind: type[Section]) -> list[type[Section]]:
@@ -43,22 +60,17 @@ def _sections(kind: type[Section]) -> list[type[Section]]:
     inner = [
         part
         for field in kind.model_fields.values()
-        for part in _parts(field.annotation)
+        for part in parts_of(field.annotation)
         if isinstance(part, type) and issubclass(part, Section)
     ]
     return [kind, *(section for part in inner for section in _sections(part))]
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """Return an annotation and all that it is made of."""
-    return [annotation, *(part for inner in get_args(annotation) for part in _parts(inner))]
 
 
 def _complete(definition: dict[str, Any], section: type[Section]) -> None:
     """Let axes be a value, a list or a range, and name the values that a field allows."""
     for name, field in section.model_fields.items():
         key = field.alias or name
-        places = [*field.metadata, *_parts(field.annotation)]
+        places = [*field.metadata, *parts_of(field.annotation)]
         allowed = next((names for part in places if (names := _allowed(part))), None)
         own = definition["properties"][key]
         arrays = [part for part in own.get("anyOf", [own]) if part.get("type") == "array"]

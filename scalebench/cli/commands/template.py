@@ -42,6 +42,11 @@ seed = [0, 1]  # repeats: their spread is the noise of the intervals
 source = "{data}"  # `scalebench list` shows all
 validation_samples = {validation_samples}  # at most as many held-out samples
 {data_fields}
+# [sample]                    # values drawn from ranges, together; each size keeps its best
+# points = 16                 # 32 later repeats none of the first 16
+# train.learning_rate = {{ log = [1e-4, 1e-1] }}  # evenly in the logarithm
+# train.beta2 = {{ linear = [0.9, 0.999] }}  # evenly
+
 [fit]
 law = "power"                 # L = E + A N^-alpha; `scalebench list` shows all
 # best_over = ["learning_rate"]  # use the best value of this axis at each size
