@@ -36,6 +36,14 @@ def test_a_new_study_can_be_planned(tmp_path: Path, family: str) -> None:
     assert sum(trial.seconds(NOMINAL_FLOPS_PER_S) for trial in trials) < 150  # of one worker
 
 
+def test_the_sample_of_a_new_study_can_be_planned_as_it_stands(tmp_path: Path) -> None:
+    before, heading, after = study_template("s", "mlp").partition("# [sample]")
+    sample, gap, rest = (heading + after).partition("\n\n")
+    path = tmp_path / "s.toml"
+    path.write_text(before + sample.replace("# ", "", 1).replace("\n# ", "\n") + gap + rest, encoding="utf-8")
+    assert len(plan(load_study(path), tmp_path)) == 10 * 16
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [("two words.toml", "two-words"), ("größe 2.toml", "gr-e-2"), ("_x.toml", "x"), ("日本.toml", "mlp-study")],

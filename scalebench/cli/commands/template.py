@@ -45,7 +45,7 @@ validation_samples = {validation_samples}  # at most as many held-out samples
 # [sample]                    # values drawn from ranges, together; each size keeps its best
 # points = 16                 # 32 later repeats none of the first 16
 # train.learning_rate = {{ log = [1e-4, 1e-1] }}  # evenly in the logarithm
-# train.beta2 = {{ linear = [0.9, 0.999] }}  # evenly
+# train.beta2 = {{ linear = [0.9, 0.999] }}  # evenly spread
 
 [fit]
 law = "power"                 # L = E + A N^-alpha; `scalebench list` shows all
