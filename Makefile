@@ -90,7 +90,7 @@ report: $(READY)
 	$(BIN)/scalebench report results --output results/report.html
 
 # Every study for a CPU but the demo, on one page with an overview first.
-FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual rnn-vs-transformer \
+FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual rnn-vs-transformer sampled \
 	data-size inference
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
