@@ -13,7 +13,7 @@ import pytest
 from drivers import Drivers
 
 from scalebench.comparison.killed import comparisons_in
-from scalebench.measure.device_lock import FileLock
+from scalebench.store.locks import FileLock
 from scalebench.store import read_json, write_json
 from scalebench.store.comparisons import RUNNING, new_run, write_run
 from scalebench.store.comparisons import unfinished_runs as unfinished

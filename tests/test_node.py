@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from drivers import Drivers
 
-from scalebench.measure.device_lock import FileLock
+from scalebench.store.locks import FileLock
 from scalebench.measure.environment import machine_id
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, usable_cpus
 from scalebench.running import node

@@ -131,9 +131,9 @@ def measure(
     when a process ends by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
-    from scalebench.measure.device_lock import FileLock
     from scalebench.store import check_writable, write_json
     from scalebench.store.comparisons import RUNNING, new_run
+    from scalebench.store.locks import FileLock
 
     options = plan.options
     deadline = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes

@@ -9,7 +9,7 @@ from pathlib import Path
 from scalebench.comparison import close_run
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
-from scalebench.measure.device_lock import FileLock
+from scalebench.store.locks import FileLock
 from scalebench.store import StoreError, read_json
 from scalebench.store.comparisons import (
     RUNNING,
