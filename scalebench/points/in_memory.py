@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from scalebench.errors import InputError, expect
+from scalebench.points import numerals
 from scalebench.points.files import OF_RESULTS
 from scalebench.points.table import select_rows
 
@@ -32,9 +34,27 @@ def as_pandas(points: Any) -> Any:
     return points.to_pandas() if hasattr(points, "to_pandas") else points
 
 
+def with_numbers(columns: Mapping[Any, Any] | pd.DataFrame, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return columns by name, in which numbers that are texts, such as 10M, are read as in a file.
+
+    Only those of ``names``, or else all. What is no number stays as it is: an error can then quote it.
+    """
+    read = {str(name): columns[name] for name in columns}
+    chosen = {name: pd.Series(read[name]).to_numpy() for name in (read if names is None else names) if name in read}
+    cells = {name: column for name, column in chosen.items() if column.dtype == object}
+    is_text = {name: np.array([isinstance(cell, str) for cell in column]) for name, column in cells.items()}
+    mark = numerals.mark_of(cell for name, column in cells.items() for cell in column[is_text[name]])
+    for name, column in cells.items():
+        if is_text[name].any():
+            values = numerals.numbers(column[is_text[name]], mark)
+            read[name] = column.copy()
+            read[name][is_text[name]] = np.where(np.isfinite(values), values, column[is_text[name]])
+    return read
+
+
 def law_values(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
     """Return the columns that a law reads, under its own names."""
-    columns = {role: frame[name].to_numpy() for role, name in law_names(frame, law).items()}
+    columns = with_numbers({role: frame[name] for role, name in law_names(frame, law).items()})
     return columns | ({"config": frame["config"].to_numpy()} if "config" in frame else {})
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from scalebench import store
 from scalebench.errors import InputError, expect, number_of
+from scalebench.measure.contention import others_limit
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.attempts import Attempts, resources_of
@@ -126,9 +127,10 @@ def execute(
     ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
     driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
     the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
-    and for one that cannot run the trials.
+    for one that cannot run the trials, and for a SCALEBENCH_OTHERS_LIMIT that is no number.
     """
     placing = find_engine(engine, slots)
+    others_limit()  # refused now rather than by each trial at its end
     if missing := sweep.missing:
         placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
