@@ -167,6 +167,7 @@ def test_a_clock_that_is_set_does_not_make_a_process_look_hung(tmp_path: Path, m
     assert _silent_s(progress) == 0.0
 
 
+@pytest.mark.slow
 def test_an_operation_whose_results_raise_fails_with_its_reason(command, tmp_path: Path) -> None:
     text = Path(OPERATION).read_text(encoding="utf-8")
     broken = "def results(case, inputs, backward):\n    raise ValueError('no oracle')\n"
