@@ -13,7 +13,9 @@ import pytest
 from command_support import written
 
 from scalebench.errors import InputError
+from scalebench.points.fit_file import fit_points
 from scalebench.points.numerals import number
+from scalebench.points.roles import read_roles
 from scalebench.points.table import read_columns
 
 COLUMNS = {"params": "N", "loss": "L"}
@@ -105,3 +107,15 @@ def test_a_row_with_another_cell_is_not_empty(tmp_path: Path) -> None:
     path = written(tmp_path, "N,L,kind\n1e6,3.5,dense\n,,moe\n2e6,3.2,moe\n,,\n")
     with pytest.raises(InputError, match="line 3, column 'N': empty"):
         read_columns(path, COLUMNS)
+
+
+def test_names_of_columns_may_differ_in_upper_and_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(text(";").replace("params;tokens;loss", "Params;TOKENS;Loss"))
+    _, read = fit_points(path, "power", {}, "TOKENS < 2e9", {})
+    assert read.columns == {"params": "Params", "loss": "Loss"}
+    assert [*read_roles(path, ("loss",), ("tokens", "flops"), {}, None)] == ["loss", "tokens"]
+    both = path.read_text().replace("TOKENS", "PARAMS")
+    path.write_text(both)
+    with pytest.raises(InputError, match="unknown 'params'"):  # which of the two?
+        fit_points(path, "power", {}, None, {})

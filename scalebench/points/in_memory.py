@@ -12,6 +12,7 @@ import pandas as pd
 from scalebench.errors import InputError, expect
 from scalebench.points import numerals
 from scalebench.points.files import OF_RESULTS
+from scalebench.points.roles import as_spelled
 from scalebench.points.table import select_rows
 
 POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
@@ -67,7 +68,8 @@ def law_names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
         of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
         # A table of results also has `params`, all parameters, which is not the N of its laws.
         candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
-        name = next((name for name in candidates if name in frame), None)
+        candidates_as_spelled = [as_spelled(name, [*map(str, frame.columns)]) for name in candidates]
+        name = next((name for name in (*candidates, *candidates_as_spelled) if name in frame), None)
         if name is None:
             known = ", ".join(map(str, frame.columns[:20]))
             raise InputError([f"fit: {law.name} needs a column {' or '.join(candidates)}; there are {known}"])
