@@ -45,7 +45,9 @@ def test_the_version_is_said_once_and_the_same() -> None:
 
 def test_the_command_begins_in_the_module_that_imports_nothing_else() -> None:
     assert PROJECT["project"]["scripts"] == {"scalebench": "scalebench.cli.entry:main"}
-    code = "import os, signal, sys; before = {*sys.modules}; import scalebench.cli.entry; print(*{*sys.modules} - before)"
+    code = (
+        "import os, signal, sys; before = {*sys.modules}; import scalebench.cli.entry; print(*{*sys.modules} - before)"
+    )
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"__future__", "scalebench", "scalebench.cli", "scalebench.cli.entry"}
