@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic import AfterValidator
 
-from scalebench.cli.documents import output_schema
 from scalebench.families import FAMILIES
 from scalebench.laws import LAWS
 from scalebench.study import Section, study_class
@@ -87,5 +86,11 @@ def _axis(value: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def show_schema(command: str | None = None) -> int:
     """Print the schema of study files, or of what ``--json`` of a command prints. Raises ``InputError``."""
-    print(json.dumps(study_schema() if command is None else output_schema(command), indent=1))
+    if command is None:
+        schema = study_schema()
+    else:
+        from scalebench.cli.documents import output_schema  # with pandas
+
+        schema = output_schema(command)
+    print(json.dumps(schema, indent=1))
     return 0
