@@ -24,6 +24,7 @@ MOST_VALUES = 6  # of an axis, in a message
 PLAIN = {"tuple_type": "expected a list", "string_pattern_mismatch": f"expected {RULE}"}
 REQUIRED = {"schema": "; write schema = 1", "name": '; as in name = "my-study"'}
 WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")
+SUFFIXED = re.compile(r"[\d.,_]+ ?[kKmMbBgGtT]")  # a number, though not in TOML
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -227,7 +228,8 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
     message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
-    value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
+    hint = "; in a study file a number is written 1e6 or 1_000_000" if SUFFIXED.fullmatch(str(error["input"])) else ""
+    value_text = "" if message.startswith("unknown") else f" (given {error['input']!r}{hint})"
     return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 
 
