@@ -262,6 +262,8 @@ def test_sizes_in_a_table_may_be_texts_as_in_a_file() -> None:
     grid = {name: values.tolist() for name, values in surface(0.0).rename(columns=NAMES).items()}
     as_texts = grid | {"tokens": [f"{tokens / 1e9!r}B" for tokens in grid["tokens"]]}
     assert scalebench.optimal(as_texts).a == pytest.approx(scalebench.optimal(grid).a)
+    with pytest.raises(FitRefused, match="two columns of that name"):
+        scalebench.fit(pd.concat([texts, texts["loss"]], axis=1))
     upper = texts.rename(columns={"params": "Params", "loss": "LOSS"})
     assert scalebench.fit(upper).parameters == pytest.approx(expected)
     with pytest.raises(FitRefused, match=r"'params', row 1 .* is 10X; it needs"):

@@ -41,15 +41,15 @@ def with_numbers(columns: Mapping[Any, Any] | pd.DataFrame, names: Iterable[str]
     Only those of ``names``, or else all. What is no number stays as it is: an error can then quote it.
     """
     read = {str(name): columns[name] for name in columns}
-    chosen = {name: pd.Series(read[name]).to_numpy() for name in (read if names is None else names) if name in read}
-    cells = {name: column for name, column in chosen.items() if column.dtype == object}
-    is_text = {name: np.array([isinstance(cell, str) for cell in column]) for name, column in cells.items()}
+    chosen = {name: np.asarray(read[name]) for name in (read if names is None else names) if name in read}
+    cells = {name: col.astype(object) for name, col in chosen.items() if col.dtype.kind in "OU" and col.ndim == 1}
+    is_text = {name: np.array([isinstance(cell, str) for cell in column], dtype=bool) for name, column in cells.items()}
     mark = numerals.mark_of(cell for name, column in cells.items() for cell in column[is_text[name]])
     for name, column in cells.items():
         if is_text[name].any():
             values = numerals.numbers(column[is_text[name]], mark)
-            read[name] = column.copy()
-            read[name][is_text[name]] = np.where(np.isfinite(values), values, column[is_text[name]])
+            column[is_text[name]] = np.where(np.isfinite(values), values, column[is_text[name]])
+            read[name] = column
     return read
 
 
