@@ -16,12 +16,14 @@ The steps in Python, each result a plain value::
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+# As `typing` has it, whose import takes longer than all else before an interrupt ends the program in order (cli.entry).
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, tune, worth
     from scalebench.comparison import compare
     from scalebench.reporting.plots import plot
@@ -54,6 +56,8 @@ def __getattr__(name: str) -> Any:
     """Import the module of a public name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'scalebench' has no attribute {name!r}; known: {', '.join(_HOME)}")
+    from importlib import import_module
+
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -25,7 +25,7 @@ from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import positive_columns
 from scalebench.points.files import OF_RESULTS, is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
-from scalebench.points.in_memory import POINTS, as_pandas, law_names, law_values, selected_rows
+from scalebench.points.in_memory import POINTS, as_pandas, law_names, law_values, selected_rows, with_numbers
 from scalebench.points.roles import find_law
 from scalebench.points.warnings import shape_warnings
 from scalebench.reporting.plots import Plots
@@ -190,12 +190,12 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
     if wrong := counting.keys() - {"params", "flops"}:
         raise InputError([f"optimal: {unknown(name, ('params', 'flops'))}" for name in sorted(wrong)])
     convention = Counting(**counting)
+    optional = ("tokens", "flops", "params", "params_non_embedding")
     if isinstance(points, str | Path):
-        optional = ("tokens", "flops", "params", "params_non_embedding", "run")
-        points = read_roles(Path(points), ("loss",), optional, {}, where)
+        points = read_roles(Path(points), ("loss",), (*optional, "run"), {}, where)
     else:
         points = selected_rows("optimal", points, where)
-    columns = {str(name): points[name] for name in points}
+    columns = with_numbers(points, ("loss", *optional))
     if approach != 3:
         return envelope(columns, convention) if approach == 1 else isoflop(columns, convention)
     counted = count(columns, convention)
@@ -236,7 +236,7 @@ def _compute_fit(source: Any, law: str) -> Fit:
     if isinstance(source, Mapping | pd.DataFrame) and len(find_law(law).inputs) == 1:
         if isinstance(source, Results):
             return fit_law(trials_by_compute(_valid(source), OF_RESULTS["loss"], "worth"), law)
-        columns = positive_columns(source, ("flops", "loss"))
+        columns = positive_columns(with_numbers(source, ("flops", "loss")), ("flops", "loss"))
         return fit_law({"x": columns["flops"], "y": columns["loss"]}, law)
     if isinstance(source, Mapping | pd.DataFrame):
         return fit(source, law)
@@ -269,7 +269,7 @@ def tune(
     if isinstance(points, str | Path):
         laws = optimum_laws_of(Path(points), swept, names, replicates=list(replicates))
     else:
-        points = {str(name): points[name] for name in points}
+        points = with_numbers(points, (*names, *swept, "loss", OF_RESULTS["loss"]))
         points.setdefault("loss", points.get(OF_RESULTS["loss"]))
         others = points.keys() - {*names, *swept, *replicates, "loss", OF_RESULTS["loss"]}
         settings = {} if OF_RESULTS["loss"] in points else {name: points[name] for name in sorted(others)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
 import shutil
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
@@ -29,6 +31,7 @@ os.environ["COLUMNS"] = "240"
 if gc.isenabled():
     gc.disable()
 
+import jsonschema
 import pytest
 import quick_commands
 from browser_support import browser  # noqa: F401 - a fixture
@@ -173,6 +176,21 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return command
 
 
+@cache
+def validator_of(command: str) -> jsonschema.Draft202012Validator:
+    """Return the validator of what ``--json`` of a command prints."""
+    from scalebench.cli.documents import output_schema
+
+    return jsonschema.Draft202012Validator(output_schema(command))
+
+
+def check_output(command: str, out: str) -> None:
+    """Check what ``--json`` of a command printed against its schema; an error leaves standard output empty."""
+    documents = out.splitlines() if command == "run" else [out] if out else []
+    for document in documents:
+        validator_of(command).validate(json.loads(document))
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process, in an empty folder; return exit code, output and errors."""
@@ -182,6 +200,8 @@ def command(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
+        if "--json" in arguments:
+            check_output(str(arguments[0]), out)
         return int(end.value.code or 0), out, err
 
     return run

@@ -29,6 +29,8 @@ SWEEP = pd.DataFrame(
     for n in (1e5, 1e6, 1e7, 1e8) for lr in np.geomspace(1e-3, 3e-2, 9)
 )  # fmt: skip
 
+NAMES = {"N": "params", "D": "tokens", "L": "loss"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -218,6 +220,9 @@ def test_tuning_finds_a_planted_rate() -> None:
         (lambda: scalebench.report(["results"], None), "expected a path, not NoneType"),
         (lambda: scalebench.compare(3), "not int (3)"),
         (lambda: scalebench.compare("norm", dtype=5), "dtype: expected a text, or several, not int (5)"),
+        (lambda: scalebench.compare("norm", processes=2.0), "processes: expected a whole number, not float (2.0)"),
+        (lambda: scalebench.compare("norm", seconds="1"), "seconds: expected a number, not str ('1')"),
+        (lambda: scalebench.compare("norm", graphs="no"), "graphs: expected True or False, not str ('no')"),
     ],
 )
 def test_wrong_types_get_a_sentence(call, part: str) -> None:
@@ -225,6 +230,55 @@ def test_wrong_types_get_a_sentence(call, part: str) -> None:
         call()
     assert part in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_the_api_returns_prints_one_line() -> None:
+    points = surface(0.0).rename(columns=NAMES)
+    flops = {"flops": [1e17, 1e18, 1e19, 1e20, 1e21], "loss": [3.6, 3.1, 2.75, 2.51, 2.34]}
+    target = {"params": 7e9, "tokens": 1e12}
+    fitted = scalebench.fit(points, "chinchilla")
+    printed = {
+        "Allocation of approach 3 (N total, C 6ND): N* = ": scalebench.optimal(points),
+        "OptimumLaw: lr* = 0.3 params^-0.25, from 4 sweeps": scalebench.tune(SWEEP, "lr", "params"),
+        "ComputeMultiplier: 1 (95 %: ": scalebench.worth(flops, flops),
+        "Design for params 7e+09, tokens 1e+12: 1 trial, interval width ×": scalebench.next_trial(fitted, target),
+        "PlannedTrial ": scalebench.plan(scalebench.load_study("mlp"))[0],
+    }
+    for begin, value in printed.items():
+        assert repr(value).startswith(begin)
+        assert len(repr(value)) < 120
+
+
+def test_sizes_in_a_table_may_be_texts_as_in_a_file() -> None:
+    texts = pd.DataFrame({"params": ["1M", "10M", "0.1B", "1e9"], "loss": ["4,0", "3,4", "3,0", 2.8]})
+    expected = scalebench.fit(POWER).parameters
+    for table in (texts, texts.to_dict("list"), texts.astype("string"), pa.table(texts.astype(str)), texts[::-1]):
+        assert scalebench.fit(table).parameters == pytest.approx(expected)
+    sweep = SWEEP.assign(params=[f"{n / 1e6:g}M" for n in SWEEP["params"]])
+    assert scalebench.tune(sweep, "lr", "params").exponents == scalebench.tune(SWEEP, "lr", "params").exponents
+    flops = {"flops": [1e17, 1e18, 1e19, 1e20, 1e21], "loss": [3.6, 3.1, 2.75, 2.51, 2.34]}
+    as_texts = flops | {"flops": ["100P", "1000P", "1e19", "1e20", "1e21"]}
+    assert scalebench.worth(as_texts, flops).multiplier == pytest.approx(1)
+    grid = {name: values.tolist() for name, values in surface(0.0).rename(columns=NAMES).items()}
+    as_texts = grid | {"tokens": [f"{tokens / 1e9!r}B" for tokens in grid["tokens"]]}
+    assert scalebench.optimal(as_texts).a == pytest.approx(scalebench.optimal(grid).a)
+    with pytest.raises(FitRefused, match="two columns of that name"):
+        scalebench.fit(pd.concat([texts, texts["loss"]], axis=1))
+    upper = texts.rename(columns={"params": "Params", "loss": "LOSS"})
+    assert scalebench.fit(upper).parameters == pytest.approx(expected)
+    with pytest.raises(FitRefused, match=r"'params', row 1 .* is 10X; it needs"):
+        scalebench.fit(texts.assign(params=["1M", "10X", "100M", "1B"]))
+
+
+def test_a_number_beside_arrays_counts_for_every_row() -> None:
+    fitted = scalebench.fit(surface(0.0).rename(columns=NAMES), "chinchilla")
+    expected = fitted.predict(params=[1e8, 1e9], tokens=[1e11, 1e11])
+    assert fitted.predict(params=np.array([1e8, 1e9]), tokens=1e11) == pytest.approx(expected)
+    assert fitted.predict({"params": 1e8, "tokens": np.float64(1e11)}) == pytest.approx(expected[:1])
+    low, high = fitted.prediction_interval({"params": [1e8, 1e9], "tokens": 1e11})
+    assert len(low) == len(high) == 2
+    with pytest.raises(FitRefused, match="differ in length: params 2, tokens 3"):
+        fitted.predict(params=[1e8, 1e9], tokens=[1e11] * 3)
 
 
 @pytest.mark.parametrize(

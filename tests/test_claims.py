@@ -14,21 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from drivers import Driver, Drivers
+from forking import ForkedProcess
 from support import SMALL
 
 from scalebench import store
 from scalebench.running import claims, sweep
+from scalebench.running.attempts import Attempts
 from scalebench.running.claims import Observer, driving, last_claim, take
 from scalebench.running.engines import ENGINES
 from scalebench.running.engines.base import Resources
 from scalebench.running.planning import load_study
-from scalebench.running.sweep import execute, survey
+from scalebench.running.sweep import execute, save_study, survey
+from scalebench.store import locks
 from scalebench.study import Study
 
 
@@ -185,6 +189,56 @@ def test_an_attempt_that_outlives_its_driver_and_ends_meanwhile_counts(study, tm
     assert rows[planned.trial_id]["attempt_dir"] == str(orphan)
     assert len(engine.ran) == 3
     assert {path.name for path in orphan.parent.glob("attempt-*")} == {orphan.name}
+
+
+def test_an_attempt_that_ends_between_two_looks_at_its_claim_is_not_run_again(study, tmp_path, monkeypatch) -> None:
+    ((planned, *_),) = [survey(study, tmp_path / "r").planned]
+    orphan = prepare(tmp_path / "r" / "small", 1, "gone", planned.trial_id)
+    assert take(orphan)
+    ready, add = survey(study, tmp_path / "r"), Attempts.add
+
+    def end_and_add(attempts: Attempts, *free: Any) -> Path:
+        if free[0].trial_id == planned.trial_id:
+            identity = {"study": study.name, "trial_id": planned.trial_id}
+            store.write_record(orphan, {**identity, "status": "ok", "steps": 7})
+        return add(attempts, *free)
+
+    monkeypatch.setattr(Attempts, "add", end_and_add)
+    monkeypatch.setitem(ENGINES, "instant", engine := Instant())
+    assert len(list(execute(ready, study, engine="instant"))) == 4
+    assert len(engine.ran) == 3
+
+
+def test_drivers_that_begin_in_the_same_instant_keep_each_other_s_plan(study, tmp_path) -> None:
+    studies = [load_study(tmp_path / "small.toml", [f"train.seed={seed}"]) for seed in range(6)]
+    sweeps = [survey(study, tmp_path / "r") for study in studies]
+    begin = time.monotonic() + 0.1
+
+    def save(number: int) -> int:
+        time.sleep(max(0.0, begin - time.monotonic()))
+        save_study(sweeps[number], studies[number])
+        return 0
+
+    with (tmp_path / "log").open("wb") as log:
+        processes = [ForkedProcess(partial(save, number), log, log) for number in range(6)]
+        assert [process.wait(20) for process in processes] == [0] * 6, (tmp_path / "log").read_text()
+    planned = store.planned_ids(store.read_study(tmp_path / "r" / "small", []))
+    assert sorted(planned) == sorted(trial.trial_id for sweep in sweeps for trial in sweep.planned)
+
+
+def test_plans_are_saved_where_the_file_system_has_no_locks(study, tmp_path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    save_study(survey(study, tmp_path / "r"), study)
+    assert len(store.planned_ids(store.read_study(tmp_path / "r" / "small", []))) == 4
+
+
+def test_a_plan_that_cannot_be_locked_is_refused_with_its_path(study, tmp_path) -> None:
+    (tmp_path / "r" / "small" / ".study.lock").mkdir(parents=True)
+    with pytest.raises(store.StoreError, match=r"study\.json: cannot be written \(Is a directory\)"):
+        save_study(survey(study, tmp_path / "r"), study)
 
 
 RUN = ("run", "small.toml", "--jobs", "1", "--json")

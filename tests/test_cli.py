@@ -45,6 +45,8 @@ def test_a_misspelt_command_or_option_has_exit_code_2_and_a_suggestion(scalebenc
         (("status", "nowhere"), "nowhere: no results here (no such folder)"),
         (("status", "--results", "x"), "name the folder alone: scalebench status FOLDER"),
         (("report", "--results=x"), "name the folder alone: scalebench report FOLDER"),
+        (("report", "nowhere", "-o", "page.pdf"), "page.pdf: a report is HTML: name a file that ends in .html"),
+        (("demo", "--output", "."), ".: cannot be written (Is a directory)"),
         (("report", "nowhere"), "nowhere: no results here (no such folder)"),
         (("export", "nowhere", "-o", "x.csv"), "nowhere: no results here (no such folder)"),
         (("run", "demo", "--results", "file/results"), "results cannot be written here"),

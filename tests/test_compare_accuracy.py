@@ -94,3 +94,28 @@ def test_a_plain_path_that_does_not_fit_into_the_memory_of_a_cpu_is_measured_in_
     measured = Judge._with_eager(module, None, {}, False, None, lambda _: None, exact)
     assert measured.eager is not None
     assert measured.note == IN_PARTS
+
+
+def raising(*_: object) -> None:
+    raise ValueError("no such oracle")
+
+
+def too_large(*_: object) -> None:
+    raise torch.OutOfMemoryError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [(raising, "ValueError: no such oracle"), (lambda *_: None, "expected a dict of tensors by name, not NoneType")],
+)
+def test_an_oracle_that_raises_is_a_failure_of_every_row(results, message: str) -> None:
+    judge = Judge.of(SimpleNamespace(results=results), None, {}, False, None, lambda _: None)
+    for columns in (judge.broken, judge.columns({}), judge.columns_again({})):
+        assert columns["status"] == "failed"
+        assert message in columns["error_message"]
+
+
+def test_an_oracle_that_does_not_fit_into_memory_leaves_rows_unchecked() -> None:
+    judge = Judge.of(SimpleNamespace(results=too_large), None, {}, False, None, lambda _: None)
+    assert judge.broken == {}
+    assert judge.columns({})["accepted"] is None

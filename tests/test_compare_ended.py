@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -164,3 +165,16 @@ def test_a_clock_that_is_set_does_not_make_a_process_look_hung(tmp_path: Path, m
     assert _silent_s(progress) == 2.0
     os.utime(path, (0, 1e8))  # written again, after the clock was set back
     assert _silent_s(progress) == 0.0
+
+
+@pytest.mark.slow
+def test_an_operation_whose_results_raise_fails_with_its_reason(command, tmp_path: Path) -> None:
+    text = Path(OPERATION).read_text(encoding="utf-8")
+    broken = "def results(case, inputs, backward):\n    raise ValueError('no oracle')\n"
+    (tmp_path / "broken.py").write_text(f"{text}\n\n{broken}")
+    options = ("--providers", "eager,cached", "--processes", "1", "--seconds", "0.01", "--shapes", "length=500")
+    code, out, _ = command("compare", tmp_path / "broken.py", *options, "--results", tmp_path, "--json")
+    assert code == 1
+    for row in json.loads(out)["rows"]:
+        assert (row["status"], row["time_median_s"]) == ("failed", None)
+        assert row["error_message"] == "the float64 oracle failed: ValueError: no oracle"

@@ -13,10 +13,10 @@ import pytest
 from drivers import Drivers
 
 from scalebench.comparison.killed import comparisons_in
-from scalebench.measure.device_lock import FileLock
 from scalebench.store import read_json, write_json
 from scalebench.store.comparisons import RUNNING, new_run, write_run
 from scalebench.store.comparisons import unfinished_runs as unfinished
+from scalebench.store.locks import FileLock
 
 SHAPES = ("kind=rms,rows=16,width=32,residual=false,dtype=float32", "kind=rms,rows=4096,width=2048,residual=false")
 WAIT_S = 120

@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import PLACEMENT
+from support import PLACEMENT, SMALL
 
+from scalebench.errors import InputError
 from scalebench.measure import contention
 from scalebench.measure.contention import CoreUse, core_use
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import run
 from scalebench.workloads.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system has no /proc/stat")
@@ -79,6 +82,20 @@ def test_a_process_on_the_same_core_is_seen_and_ones_own_work_is_not(monkeypatch
     own_s = after.own_s - before.own_s
     assert own_s > 0.005  # how much depends on how many processes share the core
     assert after.others_s(before) == pytest.approx(after.busy_s - before.busy_s - own_s, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["10 %", "nan", "-1"])
+def test_a_limit_that_is_no_number_is_refused_before_anything_runs(tmp_path: Path, monkeypatch, text: str) -> None:
+    monkeypatch.setenv("SCALEBENCH_OTHERS_LIMIT", text)
+    (tmp_path / "small.toml").write_text(SMALL)
+    with pytest.raises(InputError, match=f"SCALEBENCH_OTHERS_LIMIT={text}: expected a share of the cores' time"):
+        run(load_study(tmp_path / "small.toml"), tmp_path / "results")
+    assert not (tmp_path / "results" / "small").exists()
+
+
+def test_an_empty_limit_is_none(monkeypatch) -> None:
+    monkeypatch.setenv("SCALEBENCH_OTHERS_LIMIT", "")
+    assert contention.others_limit() == contention.OTHERS_LIMIT
 
 
 def test_a_record_says_who_else_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

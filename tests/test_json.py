@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pandas as pd
 import pytest
 from command_support import planted, readme_tables, surface, write_study
 
 from scalebench.cli.app import COMMANDS, app, main
+from scalebench.cli.documents import DOCUMENTS, output_schema
 
 RESULTS = ("results/planted", "--params", "3e6")
 BENCHMARK = {"benchmarks": [{"name": f"test_x[{name}]", "fullname": f"t.py::test_x[{name}]", "group": None,
@@ -137,6 +139,7 @@ def test_every_command_with_json_is_in_the_table() -> None:
             having |= {name for argument in arguments if "--json" in argument.names}
     tested_elsewhere = {"run", "generate"}  # below, and in test_generate_command.py, which trains a model
     assert having - tested_elsewhere == {words[0] for words in CASES.values()}
+    assert having == DOCUMENTS.keys()
 
 
 def test_an_error_leaves_standard_output_empty(command) -> None:
@@ -167,3 +170,17 @@ def test_each_line_of_a_run_is_an_object(finished: Path) -> None:
     ]
     assert {line["command"] for line in lines} == {"run"}
     assert [line["event"] for line in lines] == ["trial"] * (len(lines) - 1) + ["summary"]
+    for line in lines:
+        jsonschema.validate(line, output_schema("run"), jsonschema.Draft202012Validator)
+
+
+def test_the_schema_of_an_output_is_printed(command) -> None:
+    code, out, _ = command("schema", "worth")
+    assert code == 0
+    schema = json.loads(out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["multiplier"]["type"] == "number"
+    assert schema["additionalProperties"] is False
+    code, out, err = command("schema", "worht")
+    assert (code, out) == (2, "")
+    assert "unknown 'worht'; did you mean 'worth'?" in err

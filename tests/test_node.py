@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from drivers import Drivers
 
-from scalebench.measure.device_lock import FileLock
 from scalebench.measure.environment import machine_id
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, usable_cpus
 from scalebench.running import node
 from scalebench.running.node import node_peaks, peaks_on_file, planning_rate
 from scalebench.store import read_json, write_json
+from scalebench.store.locks import FileLock
 
 # What a forked worker does: it settles, and prints what it found out.
 SETTLE = """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, child_environment
 
 import scalebench
 from scalebench.cli import app
@@ -43,6 +45,12 @@ def test_the_version_is_said_once_and_the_same() -> None:
 
 def test_the_command_begins_in_the_module_that_imports_nothing_else() -> None:
     assert PROJECT["project"]["scripts"] == {"scalebench": "scalebench.cli.entry:main"}
+    code = (
+        "import os, signal, sys; before = {*sys.modules}; import scalebench.cli.entry; print(*{*sys.modules} - before)"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"__future__", "scalebench", "scalebench.cli", "scalebench.cli.entry"}
 
 
 def test_every_dependency_is_pinned_by_the_constraints() -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command_support import written
 
 from scalebench.errors import InputError
+from scalebench.points.fit_file import fit_points
 from scalebench.points.numerals import number
+from scalebench.points.roles import read_roles
 from scalebench.points.table import read_columns
 
+COLUMNS = {"params": "N", "loss": "L"}
 ROWS = [(1e7 * 3**i, 1e9 * 10**j, 2 + 0.1234 * i + 0.01 * j) for i in range(3) for j in range(2)]
 NAMES = {"params": "params", "tokens": "tokens", "loss": "loss"}
 
@@ -82,3 +86,36 @@ def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path, suffix: str) -> 
         content = LINES if suffix == ".jsonl" else text()
         path.write_bytes(gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode())
     assert np.allclose(read_columns(path, NAMES).values["loss"], [row[2] for row in ROWS], atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [",,\n,,\n", ",,\r\n", "\n,,\n\n"])
+def test_empty_rows_that_a_spreadsheet_adds_are_left_out(tmp_path: Path, rows: str) -> None:
+    path = written(tmp_path, f"N,L,kind\n1e6,3.5,dense\n2e6,3.2,moe\n{rows}")
+    table = read_columns(path, COLUMNS)
+    assert table.values["loss"].tolist() == [3.5, 3.2]
+    assert table.note == ""
+
+
+def test_empty_rows_between_others_are_counted_and_lines_stay_right(tmp_path: Path) -> None:
+    text = "N,L,kind\n1e6,3.5,dense\n,,\n2e6,3.2,moe\n,,\n,,\n4e6,3.0,moe\n,,\n"
+    assert read_columns(written(tmp_path, text), COLUMNS).note == "3 empty rows between others left out"
+    with pytest.raises(InputError, match="line 7, column 'L': 'three' is not a number"):
+        read_columns(written(tmp_path, text.replace("3.0", "three")), COLUMNS)
+
+
+def test_a_row_with_another_cell_is_not_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,L,kind\n1e6,3.5,dense\n,,moe\n2e6,3.2,moe\n,,\n")
+    with pytest.raises(InputError, match="line 3, column 'N': empty"):
+        read_columns(path, COLUMNS)
+
+
+def test_names_of_columns_may_differ_in_upper_and_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(text(";").replace("params;tokens;loss", "Params;TOKENS;Loss"))
+    _, read = fit_points(path, "power", {}, "TOKENS < 2e9", {})
+    assert read.columns == {"params": "Params", "loss": "Loss"}
+    assert [*read_roles(path, ("loss",), ("tokens", "flops"), {}, None)] == ["loss", "tokens"]
+    both = path.read_text().replace("TOKENS", "PARAMS")
+    path.write_text(both)
+    with pytest.raises(InputError, match="unknown 'params'"):  # which of the two?
+        fit_points(path, "power", {}, None, {})

@@ -16,10 +16,10 @@ from support import REPOSITORY, edit_record
 
 from scalebench import store
 from scalebench.measure import environment
-from scalebench.measure.device_lock import FileLock
 from scalebench.measure.secrets import hide, hide_in_variables, hide_in_words
 from scalebench.running.engines import Resources, slurm, slurm_queue
 from scalebench.running.node import node_peaks
+from scalebench.store.locks import FileLock
 from scalebench.study import Study
 from scalebench.workloads.trained import load_trained
 

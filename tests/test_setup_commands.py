@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tomllib
 from pathlib import Path
@@ -17,6 +18,7 @@ from scalebench.cli.commands.template import study_template
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES
 from scalebench.running.planning import load_study, plan
+from scalebench.store import outputs
 
 NOMINAL_FLOPS_PER_S = 5e10  # of a CPU that has not been measured
 STUDIES = sorted((REPOSITORY / "studies").glob("*.toml"))
@@ -64,6 +66,17 @@ def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path
     assert 'write one of a family that ships, such as mlp, and set its family to "m.py"' in (
         command("new", "study", "m.py")[2].replace("\n  ", " ")
     )
+
+
+def test_a_new_study_that_cannot_be_written_leaves_no_file(command, tmp_path: Path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.os, "fsync", full)
+        code, _, err = command("new", "study", "mlp", "-o", "deep/mine.toml")
+    assert (code, err) == (2, "deep/mine.toml: cannot be written (No space left on device)\n")
+    assert command("new", "study", "mlp", "-o", "deep/mine.toml")[0] == 0
 
 
 @pytest.mark.slow

@@ -167,6 +167,13 @@ def test_numbers_of_settings_may_have_suffixes(command, tmp_path: Path) -> None:
     assert "given '1X'" in line
 
 
+@pytest.mark.parametrize("size", ["1M", "1.5 B"])
+def test_a_number_that_is_none_in_toml_is_refused_with_how_to_write_it(command, tmp_path: Path, size: str) -> None:
+    (tmp_path / "s.toml").write_text(HEAD + f'params = "{size}"\n[train]\nsteps = 2')
+    (line,) = command("plan", "s.toml")[2].splitlines()
+    assert f"(given {size!r}; in a study file a number is written 1e6 or 1_000_000)" in line
+
+
 def test_files_that_are_not_toml_are_refused_by_name(tmp_path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("a = = 3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Bias:
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Allocation:
     """N*(C) = params_constant * C^a and D*(C) = tokens_constant * C^b, with C in FLOPs.
 
@@ -94,12 +94,17 @@ class Allocation:
     approach: int
     counting: Counting
     coefficients: Array  # ln params_constant, a, ln tokens_constant, b
-    draws: Array | None = field(repr=False)
+    draws: Array | None
     method: str
     notes: tuple[str, ...]
     optima: tuple[tuple[float, Optimum], ...] = ()
     refused: tuple[Refused, ...] = ()
     bias: Bias | None = None
+
+    def __repr__(self) -> str:
+        """Return one line: both laws, the approach, how N and C are counted."""
+        laws = f"N* = {self.params_constant:.4g} C^{self.a:.4g}, D* = {self.tokens_constant:.4g} C^{self.b:.4g}"
+        return f"Allocation of approach {self.approach} (N {self.counting.params}, C {self.counting.flops}): {laws}"
 
     @property
     def a(self) -> float:

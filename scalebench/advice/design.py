@@ -46,7 +46,7 @@ class Candidate:
     narrowing: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Design:
     """Trials to run and the expected 95 % interval of the mean at `target` afterwards.
 
@@ -68,6 +68,12 @@ class Design:
     ranking: tuple[Candidate, ...]
     unlimited: tuple[int, float] | None = None
     noise: str = ""
+
+    def __repr__(self) -> str:
+        """Return one line: the target, the trials to run, and what they do to its interval."""
+        goal = ", ".join(f"{name} {value:.4g}" for name, value in self.target.items())
+        trials = f"{len(self.chosen)} trial" + "s" * (len(self.chosen) != 1)
+        return f"Design for {goal}: {trials}, interval width ×{self.narrowing:.3g}; .chosen, .ranking"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""

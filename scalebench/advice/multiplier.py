@@ -20,7 +20,7 @@ LEVELS = 4000  # of ln C, from REACH below the data to REACH above: interpolatio
 REACH = np.log(1e6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComputeMultiplier:
     """Compute of the baseline over compute of the changed study at equal `loss`; above 1, the change saves compute.
 
@@ -39,6 +39,12 @@ class ComputeMultiplier:
     beyond: tuple[float, float]
     below: tuple[bool, bool]
     method: str
+
+    def __repr__(self) -> str:
+        """Return one line: the multiplier with its interval, and the loss that it holds at."""
+        low, high = self.interval
+        ends = f"{0.0 if low is None else low:.4g} to {np.inf if high is None else high:.4g}"
+        return f"ComputeMultiplier: {self.multiplier:.4g} (95 %: {ends}) at loss {self.loss:.4g}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe fields by name."""

@@ -55,7 +55,7 @@ class Refused:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OptimumLaw:
     """optimised* = constant * product of size^exponent, with Student-t intervals from the scatter about the line.
 
@@ -69,7 +69,13 @@ class OptimumLaw:
     exponents: dict[str, float]
     optima: tuple[tuple[dict[str, float], Optimum], ...]
     refused: tuple[Refused, ...]
-    regression: LinearFit = field(repr=False, compare=False)
+    regression: LinearFit = field(compare=False)
+
+    def __repr__(self) -> str:
+        """Return one line: the law, and how many sweeps it comes from."""
+        law = " ".join(f"{name}^{exponent:.4g}" for name, exponent in self.exponents.items())
+        sweeps = f"{len(self.optima)} sweeps" + (f", {len(self.refused)} without an optimum" if self.refused else "")
+        return f"OptimumLaw: {self.optimised}* = {self.constant:.4g} {law}, from {sweeps}"
 
     def predict(self, **sizes: float) -> float:
         """The optimum at sizes by name, in the unit of the swept column."""

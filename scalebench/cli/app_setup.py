@@ -69,8 +69,10 @@ def new_study(
     return write(family, output)
 
 
-def schema() -> int:
+def schema(
+    command: Annotated[str | None, Parameter(help="A command with --json: the schema of what that prints.")] = None, /
+) -> int:
     """Print the JSON Schema of study files, with which editors complete and check them."""
     from scalebench.cli.commands.schema import show_schema
 
-    return show_schema()
+    return show_schema(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 
@@ -20,6 +19,7 @@ def main() -> None:
 
 def _end(*_: object) -> None:
     """End at once: an exception could be taken for one of the import that it interrupts."""
-    with contextlib.suppress(OSError):  # closed
+    try:
         os.write(STDERR, b"interrupted before anything began; run the same command again\n")
-    os._exit(INTERRUPTED)
+    finally:  # also where standard error is closed
+        os._exit(INTERRUPTED)

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "ComparisonPlan", "Options", "close_run", "compare", "measure", "plan_comparison"]
 
 OPTIONS = tuple(field.name for field in fields(Options))
+# Types of the options, for values from Python.
+KINDS: Mapping[str, tuple[Any, str]] = {
+    "processes": (int | None, "a whole number"),
+    "seed": (int, "a whole number"),
+    **dict.fromkeys(("seconds", "noise", "margin", "patience"), (int | float, "a number")),
+    "minutes": (int | float | None, "a number"),
+    **dict.fromkeys(("backward", "graphs"), (bool, "True or False")),
+    "baseline": (str, "the name of a provider"),
+    "device": (str | None, "cpu or cuda"),
+}
 DEVICES = ("cpu", "cuda")
 # The unit of replication is the process. On a GPU processes differ little, and each compiles everything again.
 PROCESSES = {"cpu": 5, "cuda": 3}
@@ -131,9 +141,9 @@ def measure(
     when a process ends by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
-    from scalebench.measure.device_lock import FileLock
     from scalebench.store import check_writable, write_json
     from scalebench.store.comparisons import RUNNING, new_run
+    from scalebench.store.locks import FileLock
 
     options = plan.options
     deadline = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
@@ -208,6 +218,8 @@ def compare(operation: str | Path, *, results: str | Path = "results", **options
     expect(operation, str | Path, "compare: expected the name of an operation, or the path of a Python file")
     for name in ("shapes", "dtype", "providers"):
         expect(options.get(name, ()), str | Sequence, f"compare: {name}: expected a text, or several")
+    for name, (kinds, expected) in KINDS.items():
+        expect(options.get(name, getattr(Options, name)), kinds, f"compare: {name}: expected {expected}")
     unknown_options = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
     if unknown_options:
         raise InputError(unknown_options)

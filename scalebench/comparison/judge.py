@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from scalekernels.accuracy import Errors, Terms, errors_of, judge, largest_allowed, terms_of
 from torch import Tensor
 
+from scalebench.comparison.failure import failure
 from scalebench.running.limits import allocation_failed
 
 Tensors = Mapping[str, Tensor]
@@ -19,13 +20,18 @@ IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not f
 
 @dataclass
 class Judge:
-    """The float64 results of one case, or why there are none, and the errors of the provider called eager."""
+    """The float64 results of one case, or why there are none, and the errors of the provider called eager.
+
+    ``broken`` are the columns of every row of a case whose ``results`` raise; {} where the results only do not fit into
+    memory, which leaves the rows unchecked.
+    """
 
     expected: Tensors | None
     eager: Errors | None
     reason: str = ""
     note: str = ""
     terms: Terms = 0.0
+    broken: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -38,10 +44,12 @@ class Judge:
         """
         enter("")
         try:
-            expected = module.results(case, inputs, backward)
+            expected = _by_name(module.results(case, inputs, backward))
             terms = terms_of(module, case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - every row then reports that it was not checked
-            return cls(None, None, f"the float64 oracle failed: {_first(error)}")
+        except Exception as error:  # noqa: BLE001 - every row then reports it
+            reason, columns = f"the float64 oracle failed: {_first(error)}", failure(error)
+            broken = columns | {"error_message": reason} if columns["status"] == "failed" else {}
+            return cls(None, None, reason, broken=broken)
         with_eager = cls._with_eager(module, case, inputs, backward, crash, enter, expected)
         return replace(with_eager, terms=terms)
 
@@ -78,9 +86,11 @@ class Judge:
 
     def columns(self, results: Tensors) -> dict[str, Any]:
         """Return the accuracy columns of one provider's results."""
+        if self.broken:
+            return dict(self.broken)
         if self.expected is None:
             return {"accepted": None, "error_note": f"not checked: {self.reason}"}
-        columns = accuracy_columns(errors_of(results, self.expected), self.eager, self.reason, self.terms)
+        columns = accuracy_columns(errors_of(_by_name(results), self.expected), self.eager, self.reason, self.terms)
         notes = [note for note in (columns.get("error_note"), self.note) if note]
         return columns | {"error_note": "; ".join(notes) or None}
 
@@ -90,11 +100,20 @@ class Judge:
         If they could not be checked, the note has the reason.
         """
         columns = self.columns(results)
+        if self.broken:
+            return columns
         if self.expected is None:
             return {"error_note": f"after timing {columns['error_note']}"}
         if columns["accepted"] is not False:
             return {}
         return columns | {"error_note": f"wrong after timing: {columns['error_note']}"}
+
+
+def _by_name(results: Any) -> Tensors:
+    """Return results that are tensors by name, or raise ``TypeError``."""
+    if not (isinstance(results, Mapping) and all(isinstance(tensor, Tensor) for tensor in results.values())):
+        raise TypeError(f"expected a dict of tensors by name, not {type(results).__name__}")
+    return results
 
 
 def _first(error: Exception) -> str:

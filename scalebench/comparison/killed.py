@@ -9,7 +9,6 @@ from pathlib import Path
 from scalebench.comparison import close_run
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
-from scalebench.measure.device_lock import FileLock
 from scalebench.store import StoreError, read_json
 from scalebench.store.comparisons import (
     RUNNING,
@@ -19,6 +18,7 @@ from scalebench.store.comparisons import (
     unfinished_runs,
     unmeasured_runs,
 )
+from scalebench.store.locks import FileLock
 
 
 def comparisons_in(*paths: Path) -> Comparisons:

@@ -118,6 +118,8 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     works: dict[str, Work] = {}
     originals = Originals.of(inputs) if process.index == 0 else None
     judge = judge_of(process, number, case, inputs) if process.index == 0 else None
+    if judge is not None and judge.broken:  # nothing is worth timing
+        return _measured(number, case, {name: dict(judge.broken) for name in process.request["providers"]})
     if originals is not None:
         originals.restored()  # what eager or the oracle changed
     for name in process.request["providers"]:
@@ -145,6 +147,10 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
                 process.enter(number, name, "memory")
                 works.pop(name)
                 _measure_memory(process, results[name], lambda n=name: providers[n].prepare(case, inputs, backward))
+    return _measured(number, case, results)
+
+
+def _measured(number: int, case: Any, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": results}
 
 

@@ -45,9 +45,15 @@ def positive_columns(
 
 
 def read_inputs(law: Law, columns: Columns) -> dict[str, Array]:
-    """Natural logs of the law's inputs, each [n]; the input of a law of one input may be called `x`."""
-    aliases = {law.inputs[0]: "x"} if len(law.inputs) == 1 else None
-    return {name: np.log(values) for name, values in positive_columns(columns, law.inputs, aliases).items()}
+    """Natural logs of the law's inputs, each [n]; the input of a law of one input may be called `x`.
+
+    A single number beside arrays counts for every row.
+    """
+    aliases = {law.inputs[0]: "x"} if len(law.inputs) == 1 else {}
+    given = {str(name): columns[name] for name in list(columns.keys())}
+    rows = max((np.size(given[name]) for name in law.inputs if name in given), default=1)
+    repeated = {name: np.full(rows, value) if np.ndim(value) == 0 else value for name, value in given.items()}
+    return {name: np.log(values) for name, values in positive_columns(repeated, law.inputs, aliases).items()}
 
 
 def groups_within(logs: Array, tolerance: float) -> NDArray[np.intp]:

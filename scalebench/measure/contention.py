@@ -7,6 +7,7 @@ stolen by a hypervisor is not in it. The trial's own is that of its process, and
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -14,7 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalebench.errors import InputError
+
 OTHERS_LIMIT = 0.1
+LIMIT_VARIABLE = "SCALEBENCH_OTHERS_LIMIT"
 OTHERS_LEAST_S = 0.05  # a few ticks are noise
 BUSY_FIELDS = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
 
@@ -42,8 +46,18 @@ class CoreUse:
 
 
 def others_limit() -> float:
-    """Return the limit: ``OTHERS_LIMIT``, unless the environment variable SCALEBENCH_OTHERS_LIMIT has another."""
-    return float(os.environ.get("SCALEBENCH_OTHERS_LIMIT", OTHERS_LIMIT))
+    """Return the limit: ``OTHERS_LIMIT``, unless the environment variable SCALEBENCH_OTHERS_LIMIT has another.
+
+    Raises ``InputError`` where that is no share.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "").strip() or str(OTHERS_LIMIT)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise InputError(f"{LIMIT_VARIABLE}={text}: expected a share of the cores' time such as {OTHERS_LIMIT}, or inf")
+    return limit
 
 
 def core_use(cpus: Sequence[int]) -> CoreUse | None:

@@ -33,6 +33,7 @@ class Table:
     locate: Callable[[int, str], tuple[str, str]]
     semicolons: bool = False  # between its cells, as spreadsheets write them where numbers have decimal commas
     note: str = ""  # what was done to the file to read it, for errors and warnings
+    remark: Callable[[], str] = lambda: ""  # the same, as far as it is known only once the rows were read
 
 
 def numbers(column: pa.Array, mark: DecimalMark = lambda: None, *, truth: bool = False) -> NDArray[np.float64]:

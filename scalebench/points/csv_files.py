@@ -9,15 +9,18 @@ from __future__ import annotations
 import csv
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
 
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.points.batches import MISSING, UNNAMED, Table, check_unique, empty_file, named_errors
 from scalebench.points.text_files import encoding_of, is_gzipped, open_native, open_text
 
@@ -41,12 +44,14 @@ def open_csv(path: Path) -> Table:
     """Open a CSV or TSV file. Raises ``InputError`` for one without a readable header."""
     header = _header(path)
     check_unique(f"{path}, line {header.lines}", header.names)
+    empty = _EmptyRows(path, header)
     return Table(
         path,
         header.names,
-        lambda columns: _csv_batches(path, header, columns),
+        lambda columns: empty.left_out_of(_csv_batches(path, header, columns)),
         lambda row, name: _locate(path, header, row, name),
         semicolons=header.delimiter == ";",
+        remark=empty.remark,
     )
 
 
@@ -118,6 +123,45 @@ def _csv_rows(path: Path, header: _Header) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
 
 
+@dataclass
+class _EmptyRows:
+    """Rows of empty cells, as spreadsheets write them after the last row: they are left out.
+
+    Only where all columns that are read are empty the file is read again for the others.
+    """
+
+    path: Path
+    header: _Header
+    met: bool = False  # some were left out
+
+    @cached_property
+    def numbers(self) -> tuple[NDArray[np.intp], int]:
+        """The numbers of these rows, counted from 0, and of all rows."""
+        empty = [not any(map(str.strip, cells)) for _, cells in _csv_rows(self.path, self.header)]
+        return np.flatnonzero(empty), len(empty)
+
+    def left_out_of(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of the file without these rows."""
+        before = 0
+        for batch in batches:
+            rows, kept = batch.num_rows, batch
+            if rows and all(column.null_count for column in batch.columns):
+                empty = np.logical_and.reduce([np.asarray(column.is_null()) for column in batch.columns])
+                if empty.any():
+                    empty &= np.isin(np.arange(before, before + rows), self.numbers[0])
+                    self.met, kept = self.met or bool(empty.any()), batch.filter(pa.array(~empty))
+            before += rows
+            yield kept
+
+    def remark(self) -> str:
+        """Say how many were left out, unless all of them follow the last row."""
+        if not self.met:
+            return ""
+        empty, rows = self.numbers
+        between = len(empty) - int((empty == np.arange(rows - len(empty), rows)).sum())
+        return f"{number_of(between, 'empty row')} between others left out" if between else ""
+
+
 def _check_lengths(path: Path, header: _Header) -> None:
     """Raise ``InputError`` for the first row that is longer or shorter than the header."""
     for line, cells in _csv_rows(path, header):
@@ -127,5 +171,6 @@ def _check_lengths(path: Path, header: _Header) -> None:
 
 
 def _locate(path: Path, header: _Header, row: int, name: str) -> tuple[str, str]:
-    line, cells = next(islice(_csv_rows(path, header), row, None))
+    rows = ((line, cells) for line, cells in _csv_rows(path, header) if any(map(str.strip, cells)))
+    line, cells = next(islice(rows, row, None))
     return f"line {line}", cells[header.names.index(name)]

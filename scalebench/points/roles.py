@@ -53,6 +53,12 @@ def column_names(path: Path) -> tuple[str, ...]:
     return tuple(OF_RESULTS.values()) if is_results(path) else open_table(path).names
 
 
+def as_spelled(name: str, names: Sequence[str]) -> str:
+    """Return the one of ``names`` that is a name but for upper and lower case, if there is just one; else the name."""
+    alike = [other for other in names if other.lower() == name.lower()]
+    return alike[0] if name not in names and len(alike) == 1 else name
+
+
 def law_columns(
     law: Law, by_role: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
 ) -> dict[str, str]:
@@ -68,11 +74,12 @@ def law_columns(
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
         chosen = next((name for name in roles if name in by_role), None)
-        by_flops = role == ("params" if "tokens" in by_role else "tokens") and defaults.get(role, role) not in names
+        default = as_spelled(defaults.get(role, role), names)
+        by_flops = role == ("params" if "tokens" in by_role else "tokens") and default not in names
         if chosen is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
             columns["flops"] = by_role["flops"]
         else:
-            columns[role] = by_role[chosen] if chosen else defaults.get(role, role)
+            columns[role] = by_role[chosen] if chosen else default
     return columns | ({CONFIG: by_role[CONFIG]} if CONFIG in by_role else {})
 
 
@@ -86,8 +93,10 @@ def read_roles(
     defaults = (
         {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if holds_trials(path) else {}
     )
-    columns_by_role = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names
+    columns_by_role = {
+        role: by_role.get(role) or as_spelled(defaults.get(role, role), present) for role in (*roles, *optional)
+    }
     used = {role: name for role, name in columns_by_role.items() if role in (*roles, *by_role) or name in present}
     columns = {CONFIG if role == RUN else role: name for role, name in used.items()}  # the reader's one role of text
     options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in columns_by_role}

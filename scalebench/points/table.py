@@ -96,9 +96,8 @@ def read_columns(
         last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
         joined = {role: column[last] for role, column in joined.items()}
     roles = {role: name for role, name in columns.items() if role != LAST_OF}
-    points = PointTable(
-        path, joined, roles, where, "; ".join([*([table.note] if table.note else []), *unit_notes(roles)])
-    )
+    notes = [table.note, table.remark(), *unit_notes(roles)]
+    points = PointTable(path, joined, roles, where, "; ".join(filter(None, notes)))
     _check_constant(points)
     return points
 

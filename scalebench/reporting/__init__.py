@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from scalebench.store import Results
     from scalebench.store.comparisons import Comparisons
 
-__all__ = ["conclusions", "picture", "render", "report", "write"]
+__all__ = ["check_page", "conclusions", "picture", "render", "report", "write"]
+
+OTHER_FORMATS = {".pdf", ".png", ".svg", ".jpg", ".md", ".docx", ".json", ".csv", ".parquet"}
 
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
@@ -20,7 +22,7 @@ __all__ = ["conclusions", "picture", "render", "report", "write"]
 def report(paths: str | Path | Sequence[str | Path], output: str | Path, count: Count | None = None) -> Path:
     """Write the report on one results folder or several to ``output`` and return it; ``count`` as of a StudyAnalysis.
 
-    Raises ``InputError`` for what is no path, ``StoreError``.
+    Raises ``InputError`` for what is no path, and for an output that is named as another format; ``StoreError``.
     """
     from scalebench.analysis.study import analyse_all, damaged_elsewhere
     from scalebench.errors import expect
@@ -31,9 +33,23 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path, count: 
     folders = [paths] if isinstance(paths, str | Path) else paths
     for path in (*folders, output):
         expect(path, str | Path, "report: expected a path")
+    check_page(Path(output))
     results = read_results(*folders)
     studies = analyse_all(results, count)
     return write(studies, Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, folders)))
+
+
+def check_page(output: Path) -> None:
+    """Raise ``InputError`` for a page that is named as a file of another format, ``StoreError`` where none can be."""
+    from scalebench.errors import InputError
+    from scalebench.store import StoreError, check_output
+
+    if output.suffix.lower() in OTHER_FORMATS:
+        raise InputError(f"{output}: a report is HTML: name a file that ends in .html; a browser prints it as PDF")
+    try:
+        check_output(output)
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
 
 
 def render(results: Results, compared: Comparisons | None = None) -> str:

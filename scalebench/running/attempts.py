@@ -12,7 +12,7 @@ from scalebench import store
 from scalebench.measure.environment import command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.batches import MEMBERS, write_members
-from scalebench.running.claims import claim_path, last_claim, take
+from scalebench.running.claims import claim_path, take
 from scalebench.running.engines.base import Resources, Tick, has_record, no_tick
 from scalebench.running.ensembles import together
 from scalebench.running.members import close_members
@@ -63,23 +63,23 @@ class Attempts:
             "on_oom": run.on_oom,
         }
 
-    def add(self, planned: PlannedTrial, claim: int) -> Path:
+    def add(self, planned: PlannedTrial, claim: int, orphan: Path | None = None) -> Path:
         """Add an attempt at a trial and return the folder that it will have.
 
-        The attempt of a driver that has ended may still be running: of Slurm's queue, or one that outlived it.
+        ``orphan`` is the attempt of a driver that has ended, which may still be running: of Slurm's queue, or one that
+        outlived its driver.
         """
         attempt = store.name_attempt(self.study_dir, planned.trial_id)
-        earlier = last_claim(attempt.parent) if claim > 1 else None
-        if earlier and not earlier.settled:
-            self._orphans[attempt] = earlier.attempt
+        if orphan:
+            self._orphans[attempt] = orphan
         self._coming[attempt] = (
             planned, claim, replace(resources_of(planned, self.study), keep_order=self.keep_order)
         )  # fmt: skip
         return attempt
 
-    def add_batch(self, batch: Sequence[tuple[PlannedTrial, int]]) -> None:
+    def add_batch(self, batch: Sequence[tuple[PlannedTrial, int] | tuple[PlannedTrial, int, Path | None]]) -> None:
         """Add attempts at trials that one worker runs, that of the first: the engine places it alone."""
-        lead, *self._others[lead] = [self.add(planned, claim) for planned, claim in batch]
+        lead, *self._others[lead] = [self.add(*free) for free in batch]
 
     def begin(self, attempt: Path) -> bool:
         """Make the folder of an attempt, and those that its worker runs beside it; False if it is not to be started.

@@ -18,10 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scalebench.measure.device_lock import WAITING, FileLock
+from scalebench.measure.device_lock import WAITING
 from scalebench.measure.environment import machine_id, package_version
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, cpu_peak, gpu_peak, usable_cpus
 from scalebench.store import StoreError, make_folder, read_json, write_json
+from scalebench.store.locks import FileLock
 
 POLL_S = 0.05
 FRESH_S = 3600.0  # after this the peak is measured again

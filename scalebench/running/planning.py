@@ -26,7 +26,7 @@ from scalebench.workloads.base import Cost, Request, count_columns, unserved
 from scalebench.workloads.heads import task_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlannedTrial:
     """A trial, its id, the requested size, its estimated cost, and the parent that it starts from."""
 
@@ -36,6 +36,11 @@ class PlannedTrial:
     counts: Counts
     cost: Cost
     parent: ParentTrial | None = None
+
+    def __repr__(self) -> str:
+        """Return one line: the id, the family, the size and the cost."""
+        size = f"{self.trial.family}, {self.counts.total:,} parameters"
+        return f"PlannedTrial {self.trial_id}: {size}, {self.steps:,} steps, {self.flops:.3g} FLOPs"
 
     @property
     def steps(self) -> int:

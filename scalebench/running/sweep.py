@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalebench import store
 from scalebench.errors import InputError, expect, number_of
+from scalebench.measure.contention import others_limit
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.attempts import Attempts, resources_of
@@ -126,9 +127,10 @@ def execute(
     ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
     driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
     the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
-    and for one that cannot run the trials.
+    for one that cannot run the trials, and for a SCALEBENCH_OTHERS_LIMIT that is no number.
     """
     placing = find_engine(engine, slots)
+    others_limit()  # refused now rather than by each trial at its end
     if missing := sweep.missing:
         placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
@@ -140,8 +142,8 @@ def execute(
         while pending:
             rows, free = _new_records(sweep, pending, observer)
             attempts = Attempts(sweep.study_dir, study, sweep.planned, driver, keep_order=order != "auto")
-            coming = {planned.trial_id: (planned, claim) for planned, claim in in_order(free, order)}
-            for ids in grouped((planned for planned, _ in coming.values()), study, engine).batches:
+            coming = {trial.planned.trial_id: trial for trial in in_order(free, order)}
+            for ids in grouped((trial.planned for trial in coming.values()), study, engine).batches:
                 attempts.add_batch([coming[trial_id] for trial_id in ids])
             own_rows = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
             for row in chain(rows, own_rows):
@@ -152,24 +154,35 @@ def execute(
                 time.sleep(WAIT_S)
 
 
+class Free(NamedTuple):
+    """A trial that no driver runs, and the number of its next claim: the first driver to claim it gets the trial.
+
+    ``orphan`` is the attempt of a driver that has ended, if it had no record when this was read.
+    """
+
+    planned: PlannedTrial
+    claim: int
+    orphan: Path | None
+
+
 def _new_records(
     sweep: Sweep, pending: Mapping[str, PlannedTrial], observer: Observer
-) -> tuple[list[dict[str, Any]], list[tuple[PlannedTrial, int]]]:
-    """Return the records of trials that other drivers have run since the survey, and the trials that no driver runs.
-
-    Each of these comes with the number of its next claim; the first driver to claim it gets the trial.
-    """
+) -> tuple[list[dict[str, Any]], list[Free]]:
+    """Return the records of trials that other drivers have run since the survey, and the trials that no driver runs."""
     rows, free = [], []
     for trial_id, planned in pending.items():
         claim = last_claim(sweep.study_dir / "trials" / trial_id)
-        if claim and observer.alive(claim.driver) and not claim.settled:
+        alive = claim is not None and observer.alive(claim.driver)  # first: a driver may write the record and end
+        settled = claim is not None and claim.settled
+        if alive and not settled:
             continue
-        if claim and claim.settled and claim.number > sweep.claims.get(trial_id, 0):
+        if claim and settled and claim.number > sweep.claims.get(trial_id, 0):
             with contextlib.suppress(store.StoreError):  # damaged: it is run again
                 rows.append(store.read_record(claim.attempt))
                 sweep.rows[trial_id] = rows[-1]
                 continue
-        free.append((planned, 1 + (claim.number if claim else 0)))
+        orphan = claim.attempt if claim and not settled else None
+        free.append(Free(planned, 1 + (claim.number if claim else 0), orphan))
     return rows, free
 
 
@@ -182,11 +195,11 @@ def _records(sweep: Sweep, finished: Iterator[Sequence[Path]]) -> Iterator[dict[
         yield from rows
 
 
-def in_order(free: Sequence[tuple[PlannedTrial, int]], order: str) -> list[tuple[PlannedTrial, int]]:
+def in_order(free: Sequence[Free], order: str) -> list[Free]:
     """Return trials in the order to start them."""
     if order in ("auto", "given"):
         return list(free)
-    return sorted(free, key=lambda pair: pair[0].seconds(NOMINAL_FLOPS_PER_S["cpu"]), reverse=order == "largest")
+    return sorted(free, key=lambda trial: trial.planned.seconds(NOMINAL_FLOPS_PER_S["cpu"]), reverse=order == "largest")
 
 
 def run(study: Study, results: str | Path = "results", *, jobs: int | None = None, engine: str = "local") -> Sweep:
@@ -228,6 +241,13 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "columns": [asdict(column) for column in columns_of(study.workload)],
         "measured": [column.name for column in WORKLOADS[study.workload].COLUMNS],
     }
+    sweep.study_dir.mkdir(parents=True, exist_ok=True)
+    with store.changing_study(sweep.study_dir):
+        _replace_study(sweep, study, content)
+
+
+def _replace_study(sweep: Sweep, study: Study, content: dict[str, Any]) -> None:
+    """Write ``study.json`` with this content and what it remembers of the plans before."""
     before = store.read_study(sweep.study_dir, sweep.damaged)
     # Without "fields" it was written when trials had other ids: its plan would count the same trials twice.
     if "fields" in before:
@@ -237,7 +257,6 @@ def save_study(sweep: Sweep, study: Study) -> None:
         content = (joined_plans if same else replaced_plan)(before, content)
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
-    sweep.study_dir.mkdir(parents=True, exist_ok=True)
     store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
 
 

@@ -17,7 +17,15 @@ from scalebench.store.files import (
 )
 from scalebench.store.names import RULE, check_inside, check_name, expanded, is_name, make_folder
 from scalebench.store.outputs import check_output, write_output
-from scalebench.store.plans import drop, earlier_ids, left_out_line, planned_ids, read_study, write_study
+from scalebench.store.plans import (
+    changing_study,
+    drop,
+    earlier_ids,
+    left_out_line,
+    planned_ids,
+    read_study,
+    write_study,
+)
 from scalebench.store.records import (
     SCHEMA,
     STATUSES,
@@ -42,6 +50,7 @@ __all__ = [
     "NewerSchemaError",
     "Results",
     "StoreError",
+    "changing_study",
     "check_inside",
     "check_name",
     "check_output",

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+import errno
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scalebench.errors import beginning, several, unknown
 from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
+from scalebench.store.locks import FileLock
 from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
 
 STUDY = "study.json"
+LOCK = ".study.lock"
+# File systems without locks report one of these.
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+@contextlib.contextmanager
+def changing_study(study_dir: Path) -> Iterator[None]:
+    """Hold the lock of a study's ``study.json`` from reading to writing it: two drivers may begin in the same instant.
+
+    On a file system without locks the later of two changes counts. Raises ``StoreError``.
+    """
+    lock = FileLock(study_dir / LOCK)
+    try:
+        lock.take()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise StoreError(f"{study_dir / STUDY}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
@@ -171,6 +195,11 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
 
     Raises ``StoreError`` for a name that stands for none of them, or for several, and then forgets none.
     """
+    with changing_study(study_dir):
+        return _drop(study_dir, names, finished)
+
+
+def _drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:
     damaged: list[str] = []
     study = read_study(study_dir, damaged)
     if damaged:

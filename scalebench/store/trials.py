@@ -2,7 +2,7 @@
 
 A study's results are plain files, so that copying folders merges, moves, archives or shares them::
 
-    RESULTS/<study>/study.json
+    RESULTS/<study>/study.json  .study.lock (empty: held while study.json is changed)
     RESULTS/<study>/trials/<trial_id>/attempt-<UTC>-<random>/
         trial.json  placement.json  environment.json  stdout.log  stderr.log  heartbeat.json
         *.parquet              samples of the workload (steps.parquet of training, calls.parquet of inference)

@@ -26,6 +26,7 @@ REQUIRED = {
     "schema": "; write schema = 1", "name": '; as in name = "my-study"', "sample.points": "; as in points = 16",
 }  # fmt: skip
 WORDS = re.compile(r"""\[[^][{}"',]+(,[^][{}"',]+)*\]""")
+SUFFIXED = re.compile(r"[\d.,_]+ ?[kKmMbBgGtT]")  # a number, though not in TOML
 MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 
 
@@ -232,7 +233,8 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     message = PLAIN.get(error["type"], error["msg"].removeprefix("Value error, "))
     if path == ["sample"]:  # its ranges are replaced before its fields are read, so that the field is in the message
         return f"{key}.{message}"
-    value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
+    hint = "; in a study file a number is written 1e6 or 1_000_000" if SUFFIXED.fullmatch(str(error["input"])) else ""
+    value_text = "" if message.startswith("unknown") else f" (given {error['input']!r}{hint})"
     return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 
 

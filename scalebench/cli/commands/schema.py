@@ -1,4 +1,4 @@
-"""The command `schema`: the JSON Schema of a study file, for editors that complete and check TOML."""
+"""The command `schema`: the JSON Schema of a study file, for editors that complete and check TOML, and of outputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,13 @@ def _axis(value: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return described | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *RANGES]}
 
 
-def show_schema() -> int:
-    """Print the schema."""
-    print(json.dumps(study_schema(), indent=1))
+def show_schema(command: str | None = None) -> int:
+    """Print the schema of study files, or of what ``--json`` of a command prints. Raises ``InputError``."""
+    if command is None:
+        schema = study_schema()
+    else:
+        from scalebench.cli.documents import output_schema  # with pandas
+
+        schema = output_schema(command)
+    print(json.dumps(schema, indent=1))
     return 0

@@ -167,9 +167,10 @@ def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folde
 def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:
     """Write the page, and with ``pictures`` a PNG named after each study beside it."""
     from scalebench.analysis.study import analyse_all, damaged_elsewhere
-    from scalebench.reporting import picture, write
+    from scalebench.reporting import check_page, picture, write
     from scalebench.running.dials import count_dial
 
+    check_page(output)
     stored = store.read_results(*results)
     studies = analyse_all(stored, count_dial)
     say(str(write(studies, output, damaged_elsewhere(stored), comparisons_in(*results))))

@@ -221,14 +221,15 @@ def run_demo(results: Path, output: Path | None) -> int:
     The report is ``demo/report.html`` in the results folder unless ``output`` is another file.
     """
     from scalebench.analysis.study import analyse
-    from scalebench.reporting import conclusions, picture, write
+    from scalebench.reporting import check_page, conclusions, picture, write
     from scalebench.running.dials import count_dial
 
+    output = output or results / "demo" / "report.html"
+    check_page(output)
     code = run_study("demo", [], results, RunOptions(conclusions=False), as_json=False)
     if code == INTERRUPTED:
         return code
     study = analyse(store.read_results(results / "demo"), "demo", count_dial)
-    output = output or results / "demo" / "report.html"
     say("", *conclusions(study), "")
     say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code

@@ -14,7 +14,7 @@ from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES, Family
 from scalebench.families.own import ENDING
 from scalebench.running.shipped import studies_dir
-from scalebench.store import is_name
+from scalebench.store import is_name, write_output
 from scalebench.study.file import read_toml
 from scalebench.workloads.training_spec import TrainSpec
 
@@ -193,11 +193,10 @@ def new_study(family: str, output: Path | None) -> int:
     path = output or Path(f"{family}-study.toml")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")
     text = study_template(name if is_name(name) else f"{family}-study", family)
+    if path.is_symlink() or path.is_file() or path.is_dir():
+        raise InputError([f"{path}: exists already; name another file with --output"])
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise InputError([f"{path}: exists already; name another file with --output"]) from error
+        write_output(path, text.encode())
     except OSError as error:
         raise InputError([f"{path}: cannot be written ({error.strerror})"]) from error
     say_exactly(f"written: {path}", f"next: scalebench plan {shlex.quote(str(path))}")
