@@ -18,7 +18,7 @@ MIDDLE = np.where(np.arange(SIZES) == 3, 0.06, 0.02)
 def halves(noise: np.ndarray, sessions: int, runs: int, drift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Half widths and errors, [studies, sizes + 1], of two folders without a difference; the last is of all sizes."""
     rng = np.random.default_rng(7)
-    folder, session, run, size = (
+    folder, session, _, size = (
         axis.ravel() for axis in np.meshgrid(*map(np.arange, (2, sessions, runs, SIZES)), indexing="ij")
     )
     places = [[size] for size in range(SIZES)] + [list(range(SIZES))]

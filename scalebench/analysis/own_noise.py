@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.intp]
@@ -38,7 +38,7 @@ class Own:
 
     def squares(self, weights: Array) -> Array:
         """Return the sum of squared ``weights`` [runs] of each configuration, [n]."""
-        return np.bincount(self.number, weights**2)
+        return np.asarray(np.bincount(self.number, weights**2), dtype=np.float64)
 
     def error(self, weights: Array) -> tuple[float, float]:
         """Return the standard error of the sum of logs times ``weights`` [runs], and Satterthwaite's freedom."""
@@ -46,11 +46,12 @@ class Own:
         return math.sqrt(parts.sum()), float(2 * parts.sum() ** 2 / (parts @ self.covariance @ parts))
 
 
-def noise_of(squares: Array, degrees: Array, number: Ids) -> Own:
+def noise_of(squares: ArrayLike, degrees: ArrayLike, number: Ids) -> Own:
     """Return the noise of configurations in order of size, from sums of ``squares`` with ``degrees`` of freedom, [n].
 
     Repeats that are equal show no noise, like a single run: where all are, there is none.
     """
+    squares, degrees = (np.asarray(each, dtype=np.float64) for each in (squares, degrees))
     freedom = np.where((degrees > ROUNDING) & (squares > ROUNDING**2), degrees, 0.0)
     variances = np.divide(squares, freedom, out=np.zeros(len(freedom)), where=freedom > 0)
     if not freedom.any():

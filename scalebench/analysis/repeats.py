@@ -52,7 +52,7 @@ def spread_of(runs: Runs, *, timed: bool) -> Spread:
 
 
 def _unequal(squares: NDArray[np.float64], freedom: NDArray[np.intp]) -> tuple[float, float] | None:
-    """Return the ends of standard deviations with these degrees of freedom, both [n], if they differ (Bartlett 1937)."""
+    """Return the smallest and largest standard deviation of repeats, [n], if they differ (Bartlett 1937)."""
     if len(squares) < 2:
         return None
     variances, total, apart = squares / freedom, freedom.sum(), len(squares) - 1

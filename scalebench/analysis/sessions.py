@@ -2,8 +2,9 @@
 
 Clock rates, temperature and what else is loaded differ from day to day, for all trials of a session alike. The variance
 of a time is that between sessions plus that between runs of its configuration in a session (see `own_noise`), both
-estimated by analysis of variance (Henderson 1953, method 3), and the degrees of freedom of an effect are those of Satterthwaite 1946. Where every session
-ran all configurations equally often, that on all of them is a t test on the means of sessions.
+estimated by analysis of variance (Henderson 1953, method 3), and the degrees of freedom of an effect are those of
+Satterthwaite 1946. Where every session ran all configurations equally often, that on all of them is a t test on the
+means of sessions.
 """
 
 from __future__ import annotations
