@@ -116,10 +116,10 @@ def test_another_seed_of_a_configuration_is_no_other_configuration(seeds: int) -
     variances = problem.noise.variance_of_new_runs(1 / np.arange(seeds, seeds + 3))
     floor, slope = fitted.parameters["c0"], fitted.parameters["c1"]
     design = np.stack([np.full(6, floor), slope * sizes], axis=1) / (floor + slope * sizes)[:, None]
-    far = np.array([floor, 1000 * slope]) / (floor + 1000 * slope)
+    far, now = np.array([floor, 1000 * slope]) / (floor + 1000 * slope), 0.0
     for rows in ((), (0,), (0, 1)):
         of_means = np.append(np.full(5, variances[0]), variances[len(rows)])
         width = np.sqrt(far @ np.linalg.inv((design.T / of_means) @ design) @ far)
-        now = width if not rows else now
+        now = now or width
         assert problem.narrowing(rows) == pytest.approx(width / now)
     assert (width < now) == (seeds > 1)  # of one seed it is not known how much of the noise is that of seeds

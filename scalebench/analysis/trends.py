@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from scalebench.analysis.trials import STEP_TIME, numeric
 from scalebench.laws import LAWS, FitRefused, choose, fit
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Forecast
+    from scalebench.laws import Bootstrap, Fit, Forecast
     from scalebench.laws.intervals.outlying import FarPoint
 
 Array = NDArray[np.float64]
@@ -43,6 +43,7 @@ class Trend:
     compared. Intervals are those of ``Fit.interval`` and ``Fit.prediction_interval`` (bootstrap), everywhere. Those of
     predictions hold what ``rival`` predicts, too: a fit of another law, where the points do not tell the two apart.
     Beyond the largest size they also hold a cost that from there on grows by an exponent smaller by ``excess``.
+    ``shared`` are parameters by name, each [draws], refitted to draws of errors that several points share.
     """
 
     fit: Fit | None
@@ -52,6 +53,7 @@ class Trend:
     rival: Fit | None = None
     excess: float = 0.0  # of the exponent over 1, where it may fall or rise to 1
     least_growth: float = 0.0  # of a cost, factor over the sizes measured from which larger ones can be predicted
+    shared: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> str:
@@ -83,7 +85,7 @@ class Trend:
         assert self.fit is not None
         if self.no_interval:
             return np.full(n, np.nan), np.full(n, np.nan)
-        low, high = self.fit.prediction_interval(inputs, kind=kind)
+        low, high = self._intervals.prediction_interval(inputs, kind=kind)
         if self.excess:
             straight = np.maximum(inputs["x"] / np.exp(self.fit.points.logs["x"].max()), 1.0) ** -self.excess
             low, high = low * np.minimum(straight, 1.0), high * np.maximum(straight, 1.0)
@@ -95,7 +97,19 @@ class Trend:
     def interval(self, parameter: str) -> tuple[float, float]:
         """Return the 95 % interval of a parameter; NaN ends where there is none."""
         assert self.fit is not None
-        return (np.nan, np.nan) if self.no_interval else self.fit.interval(parameter)
+        return (np.nan, np.nan) if self.no_interval else self._intervals.interval(parameter)
+
+    @cached_property
+    def _intervals(self) -> Fit | Bootstrap:
+        """The fit, or its bootstrap with the ``shared`` errors added: to coefficients in logs."""
+        assert self.fit is not None
+        if not self.shared:
+            return self.fit
+        boot, moved = self.fit.bootstrap(), {}
+        for name, samples in boot.samples.items():
+            drawn, fitted = np.resize(self.shared[name], len(samples)), self.fit.parameters[name]
+            moved[name] = samples * drawn / fitted if name in self.fit.law.coefficients else samples + drawn - fitted
+        return replace(boot, samples=moved)
 
     @cached_property
     def far(self) -> tuple[FarPoint, ...]:
@@ -167,8 +181,8 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
         other = fit_trend(points, choice.rival)
         rival = None if other.no_interval else other.fit
     least_growth = LEAST_GROWTH if column in FLOORED else 1 + EXACT
-    changes = {"choice": choice.reason, "rival": rival, "excess": _excess(trend), "least_growth": least_growth}
-    return _of_size(replace(trend, **changes))
+    excess = _excess(trend)
+    return _of_size(replace(trend, choice=choice.reason, rival=rival, excess=excess, least_growth=least_growth))
 
 
 def _excess(trend: Trend) -> float:
