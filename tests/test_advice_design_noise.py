@@ -109,7 +109,7 @@ def test_another_seed_of_a_configuration_is_no_other_configuration(seeds: int) -
     fitted = fit({"x": x, "y": y}, "offset_linear", loss="squares")
     candidates, target = {"x": np.array([100.0, 100.0, 99.0])}, {"x": 1000.0}
     problem = _Problem.of(fitted, candidates, target)
-    assert problem.runs.tolist() == [seeds, seeds, 0]
+    assert problem.seeds.runs.tolist() == [seeds, seeds, 0]
     assert problem.gains(())[0] == pytest.approx(problem.variance(()) - problem.variance((0,)), abs=1e-12)
     assert next_trial(fitted, candidates, target).chosen[0].row == 2
 

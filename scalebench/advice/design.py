@@ -5,8 +5,7 @@ variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivative
 inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
 Bayesian experimental design). sigma is that of one new run, and the points are weighted by the noise of configurations
 and of seeds as the bootstrap has it (`intervals.noise`). A trial at the inputs of a configuration is another seed of
-it, which shares its deviation from the law: it lowers the variance of the configuration's mean from that of m runs to
-that of m + 1, and adds no degree of freedom. Without replicates the noise of seeds is not known, and it adds nothing.
+it (see `seeds`).
 
 Where the residuals show noise that grows or shrinks with size (`intervals.growth`), every point and trial has the noise
 of its size. The fit does not weight them by it, so that the variance is g A^-1 B A^-1 g' with A = sum of a j'j and
@@ -22,9 +21,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scalebench.advice.information import derivatives, inverted, loss_moments
+from scalebench.advice.seeds import Seeds
 from scalebench.advice.selection import best_rows, many_rows
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
@@ -33,7 +32,6 @@ from scalebench.laws.intervals.noise import Noise, estimate_noise, row_factors, 
 
 PARAMETER_DRAWS = 200
 MOST_VALUES = 1_000_000  # of predictions in memory at once
-SAME_INPUTS = 1e-6  # in logs
 MOST = 5  # default size of a set: information per FLOP alone favours dozens of tiny trials
 
 
@@ -125,8 +123,7 @@ def best_set(
 class _Problem:
     """Derivatives at the points (whitened), the candidates and the target, in the space of the fit.
 
-    ``of_points`` and ``of_candidates`` are the a and b of each. ``place`` [n] numbers the different inputs of the
-    candidates, ``runs`` [n] are the runs of the configuration that is measured there, 0 for a new one.
+    ``of_points`` and ``of_candidates`` are the a and b of each.
     """
 
     fit: Fit
@@ -139,8 +136,7 @@ class _Problem:
     at_target: Array
     of_points: tuple[Array, Array]
     of_candidates: tuple[Array, Array]
-    place: NDArray[np.intp]
-    runs: NDArray[np.intp]
+    seeds: Seeds
 
     @staticmethod
     def of(fit: Fit, candidates: Columns, target: Mapping[str, float]) -> _Problem:
@@ -160,30 +156,13 @@ class _Problem:
         measured = whitened(fit, noise, rows[0])
         sizes = np.ones(len(rows[1])) if noise.growth is None else noise.growth.expected_at(logs)
         weights = loss_moments(fit, noise, row_factors(fit, noise)), loss_moments(fit, noise, sizes)
-        places = seeds_of(fit, logs)
-        return _Problem(fit, noise, target, logs, _cost(candidates), measured, rows[1], rows[2][0], *weights, *places)
-
-    def _shares(self, rows: tuple[int, ...]) -> Array:
-        """What each candidate tells after `rows`, [n], of what a run of a new configuration tells."""
-        before = self.runs + np.bincount(self.place[list(rows)], minlength=len(self.place))[self.place]
-        now, then = (self.noise.variance_of_new_runs(1 / np.maximum(runs, 1)) for runs in (before, before + 1))
-        alone = self.noise.variance_of_new_runs()
-        if not alone:  # points on the law exactly
-            return np.ones(len(before))
-        return np.asarray(np.where(before == 0, 1.0, alone / then - alone / now))
-
-    def _shares_within(self, rows: tuple[int, ...]) -> Array:
-        """What each of `rows` tells after those before it, [rows]."""
-        return np.array([self._shares(rows[:i])[row] for i, row in enumerate(rows)])
-
-    def _new(self, rows: tuple[int, ...]) -> int:
-        """The number of configurations that the candidates `rows` add."""
-        return len({self.place[row] for row in rows if not self.runs[row]})
+        seeds = Seeds.of(fit, noise, logs)
+        return _Problem(fit, noise, target, logs, _cost(candidates), measured, rows[1], rows[2][0], *weights, seeds)
 
     def _sums(self, rows: tuple[int, ...]) -> tuple[Array, Array]:
         """A and B with the candidates `rows` added to the points, each [P, P]."""
         chosen = list(rows)
-        added = self.at_candidates[chosen] * np.sqrt(self._shares_within(rows))[:, None]
+        added = self.at_candidates[chosen] * np.sqrt(self.seeds.shares_of(rows))[:, None]
         bread, filling = (
             of_points + (added * of_candidates[chosen, None]).T @ added
             for of_points, of_candidates in zip(self._sums_of_points, self.of_candidates, strict=True)
@@ -205,7 +184,7 @@ class _Problem:
         """Decrease of the variance by each candidate alone, [n], after `rows` (Sherman-Morrison)."""
         bread, filling = self._sums(rows)
         inverse, (a, b) = inverted(bread), self.of_candidates
-        added = self.at_candidates * np.sqrt(self._shares(rows))[:, None]
+        added = self.at_candidates * np.sqrt(self.seeds.shares(rows))[:, None]
         pull, moved = inverse @ self.at_target, added @ inverse
         share = a * (added @ pull) / (1 + a * (moved * added).sum(axis=1))
         noise = ((moved @ filling) * moved).sum(axis=1) + np.divide(b, a**2, out=np.zeros_like(b), where=a > 0)
@@ -214,7 +193,7 @@ class _Problem:
     def narrowing(self, rows: tuple[int, ...]) -> float:
         """Width of the interval of the prediction with the candidates `rows`, over the width now."""
         ratio = self.variance(rows) / self.variance(())
-        return float(self._quantile(self._new(rows)) / self._quantile(0) * np.sqrt(ratio))
+        return float(self._quantile(self.seeds.new(rows)) / self._quantile(0) * np.sqrt(ratio))
 
     def describe(self, rows: tuple[int, ...], seed: int | None) -> Design:
         """The design that runs `rows`."""
@@ -222,7 +201,7 @@ class _Problem:
         predicted = float(self.fit.predict(self.target)[0])
         flops = None if self.flops is None else float(self.flops[list(rows)].sum())
         alone = np.sqrt(np.maximum(1 - self.gains(()) / self.variance(()), 0.0))
-        alone *= np.where(self.runs == 0, self._quantile(1) / self._quantile(0), 1.0)
+        alone *= np.where(self.seeds.runs == 0, self._quantile(1) / self._quantile(0), 1.0)
         ranking = [self._candidate(int(row), float(alone[row])) for row in np.argsort(alone, kind="stable")]
         return Design(
             target=self.target,
@@ -249,10 +228,10 @@ class _Problem:
     def _half_width(self, rows: tuple[int, ...]) -> float:
         noise = float(np.sqrt(self.noise.variance_of_new_runs()))
         if self.noise.growth is not None:  # then the moments are those of the loss
-            return float(self._quantile(self._new(rows)) * noise * np.sqrt(self.variance(rows)))
+            return float(self._quantile(self.seeds.new(rows)) * noise * np.sqrt(self.variance(rows)))
         # The noise is that of least squares; a robust fit lies farther from the points, and its estimates vary more.
         farther = np.linalg.norm(self.fit.residuals) / (np.linalg.norm(self.fit.least_squares_residuals()) or 1.0)
-        return float(self._quantile(self._new(rows)) * noise * farther * np.sqrt(self.variance(rows)))
+        return float(self._quantile(self.seeds.new(rows)) * noise * farther * np.sqrt(self.variance(rows)))
 
     def _around(self, predicted: float, half: float) -> tuple[float, float]:
         if self.fit.settings["space"] == "log":
@@ -267,10 +246,10 @@ class _Problem:
         size = 2 * len(samples) * self.fit.n_points
         blocks = np.array_split(np.arange(draws), min(-(-draws * size // MOST_VALUES), draws))
         parts = [{name: values[block] for name, values in samples.items()} for block in blocks]
-        shares = self._shares_within(rows)
+        shares = self.seeds.shares_of(rows)
         moments = tuple(moment[list(rows)] * shares for moment in self.of_candidates)
         ratios = np.concatenate([self._variance_ratios(part, picked, moments) for part in parts])
-        t = self._quantile(self._new(rows)) / self._quantile(0)
+        t = self._quantile(self.seeds.new(rows)) / self._quantile(0)
         low, high = np.quantile(t * np.sqrt(ratios), [0.025, 0.975])
         return float(low), float(high)
 
@@ -294,21 +273,6 @@ class _Problem:
             for pull in [at_target @ inverted(bread)]
         )
         return np.asarray(np.divide(after, before, out=np.ones_like(before), where=before > 0))
-
-
-def seeds_of(fit: Fit, logs: Mapping[str, Array]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Number the different inputs of candidates, [n], and the runs of the configuration measured there, [n].
-
-    There are 0 where none is, and where several configurations have the same inputs, as a candidate is none of them.
-    """
-    points, names = fit.points, list(logs)
-    of_points, of_candidates = (np.stack([by[name] for name in names], axis=1) for by in (points.logs, logs))
-    rounded = np.round(np.concatenate([of_candidates, of_points]) / SAME_INPUTS)
-    place = np.unique(rounded, axis=0, return_inverse=True)[1].reshape(-1)
-    here, there = place[: len(of_candidates)], place[len(of_candidates) :]
-    several = {at for at in np.unique(there) if len(np.unique(points.configuration[there == at])) > 1}
-    counts = np.array([0 if at in several else len(np.unique(points.run[there == at])) for at in here], dtype=np.intp)
-    return np.unique(here, return_inverse=True)[1].reshape(-1), counts
 
 
 def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
