@@ -179,7 +179,7 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     conclusions(study)
     write([study], tmp_path / "again.html")
     assert set(fits.values()) == {1}
-    assert len(fits) == 6  # loss of every size and of all but the largest, step time, memory, FLOPs, checkpoint
+    assert len(fits) == 7  # loss of every size and of all but the largest, step time twice, memory, FLOPs, checkpoint
     assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
     assert set(calls.values()) == {1}
     assert (fits.total(), calls.total()) == after_page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -289,3 +291,25 @@ def test_learning_rates_of_the_training_after_pruning_are_apart():
     assert [label for label, _ in groups(trials(made))] == [
         "magnitude-global, learning_rate 0.001", "magnitude-global, learning_rate 0.01",
     ]  # fmt: skip
+
+
+def test_models_of_other_learning_rates_are_no_seeds_of_one_another():
+    """Those of the higher rate lose twice as much: counted as seeds, this was noise of one group."""
+    made, parents = [], []
+    for rate, factor in ((0.001, 1.0), (0.01, 2.0)):
+        part = rows(factor=factor)
+        part["parent_trial_id"] += f"-{rate}"
+        made.append(part.assign(trial_id=part["trial_id"] + f"-{rate}", learning_rate=None))
+        own = part.drop_duplicates("parent_trial_id")[["params", "params_non_embedding", "seed"]]
+        trained = {"trial_id": part["parent_trial_id"].unique(), "learning_rate": rate, "tokens_seen": 1e6}
+        parents.append(own.assign(study="before", status="ok", **trained))
+    together = StudyAnalysis("made", {"workload": "prune"}, pd.concat(made, ignore_index=True))
+    apart = replace(together, beside=pd.concat(parents, ignore_index=True))
+    assert [label for label, _ in groups(pruned(together.trials))] == ["magnitude-global"]
+    by_label = dict(groups(pruned(apart.trials)))
+    assert list(by_label) == [f"magnitude-global, parent_learning_rate {rate}" for rate in (0.001, 0.01)]
+    lost = [part.loc[part["density"] == 0.2, "loss_added_nats"] for part in by_label.values()]
+    assert [each.std() for each in lost] == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert [len(series.usable) for series in apart.series] == [len(each) for each in made]
+    one_rate = replace(together, beside=parents[0])  # the parents of half of the trials are not known
+    assert [label for label, _ in groups(pruned(one_rate.trials))] == ["magnitude-global"]

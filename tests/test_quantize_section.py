@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.quantising import data_trends, precision_law, quantised, size_trends
+from scalebench.analysis.quantising import data_trends, levels, precision_law, quantised, size_trends
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import LAWS, FitRefused, fit
 from scalebench.reporting import render
@@ -230,3 +231,16 @@ def test_a_study_of_one_size_and_no_seeds_is_shown() -> None:
         "No conclusion: none of the 2 recorded trials ended ok with valid numbers.",
     )
     assert "Fewer bits" in render(results(failed, {"title": "Fewer bits", "workload": "quantize"}))
+
+
+def test_models_of_other_learning_rates_are_levels_apart() -> None:
+    rows, parents = by_law(data=DATA[-1:]), []
+    for made in rows:
+        rate = 0.01 if made["seed"] else 0.001
+        made |= {"seed": 0, "parent_trial_id": f"{made['params']}-{rate}"}
+        parents.append({"trial_id": made["parent_trial_id"], "seed": 0, "params_non_embedding": made["params"],
+                        "learning_rate": rate, "tokens_seen": DATA[-1]})  # fmt: skip
+    study = replace(analysed(rows), beside=pd.DataFrame(parents))
+    names = {level for level, _ in levels(quantised(study))}
+    assert names == {f"{bits} bits, parent_learning_rate {rate}" for bits in BITS for rate in (0.001, 0.01)}
+    assert precision_law(study).reason == "the models differ in parent_learning_rate: choose some with [from] where"

@@ -4,7 +4,8 @@ Delta method: with J the derivatives of the predictions at the points by the par
 variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on the
 inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
 Bayesian experimental design). sigma is that of one new run, and the points are weighted by the noise of configurations
-and of seeds as the bootstrap has it (`intervals.noise`).
+and of seeds as the bootstrap has it (`intervals.noise`). A trial at the inputs of a configuration is another seed of
+it (see `seeds`).
 
 Where the residuals show noise that grows or shrinks with size (`intervals.growth`), every point and trial has the noise
 of its size. The fit does not weight them by it, so that the variance is g A^-1 B A^-1 g' with A = sum of a j'j and
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from scalebench.advice.information import derivatives, inverted, loss_moments
+from scalebench.advice.seeds import Seeds
 from scalebench.advice.selection import best_rows, many_rows
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
@@ -140,6 +142,7 @@ class _Problem:
     at_target: Array
     of_points: tuple[Array, Array]
     of_candidates: tuple[Array, Array]
+    seeds: Seeds
 
     @staticmethod
     def of(fit: Fit, candidates: Columns, target: Mapping[str, float]) -> _Problem:
@@ -159,11 +162,13 @@ class _Problem:
         measured = whitened(fit, noise, rows[0])
         sizes = np.ones(len(rows[1])) if noise.growth is None else noise.growth.expected_at(logs)
         weights = loss_moments(fit, noise, row_factors(fit, noise)), loss_moments(fit, noise, sizes)
-        return _Problem(fit, noise, target, logs, _cost(candidates), measured, rows[1], rows[2][0], *weights)
+        seeds = Seeds.of(fit, noise, logs)
+        return _Problem(fit, noise, target, logs, _cost(candidates), measured, rows[1], rows[2][0], *weights, seeds)
 
     def _sums(self, rows: tuple[int, ...]) -> tuple[Array, Array]:
         """A and B with the candidates `rows` added to the points, each [P, P]."""
-        added, chosen = self.at_candidates[list(rows)], list(rows)
+        chosen = list(rows)
+        added = self.at_candidates[chosen] * np.sqrt(self.seeds.shares_of(rows))[:, None]
         bread, filling = (
             of_points + (added * of_candidates[chosen, None]).T @ added
             for of_points, of_candidates in zip(self._sums_of_points, self.of_candidates, strict=True)
@@ -185,15 +190,16 @@ class _Problem:
         """Decrease of the variance by each candidate alone, [n], after `rows` (Sherman-Morrison)."""
         bread, filling = self._sums(rows)
         inverse, (a, b) = inverted(bread), self.of_candidates
-        pull, moved = inverse @ self.at_target, self.at_candidates @ inverse
-        share = a * (self.at_candidates @ pull) / (1 + a * (moved * self.at_candidates).sum(axis=1))
+        added = self.at_candidates * np.sqrt(self.seeds.shares(rows))[:, None]
+        pull, moved = inverse @ self.at_target, added @ inverse
+        share = a * (added @ pull) / (1 + a * (moved * added).sum(axis=1))
         noise = ((moved @ filling) * moved).sum(axis=1) + np.divide(b, a**2, out=np.zeros_like(b), where=a > 0)
         return np.asarray(2 * share * (moved @ (filling @ pull)) - share**2 * noise)
 
     def narrowing(self, rows: tuple[int, ...]) -> float:
         """Width of the interval of the prediction with the candidates `rows`, over the width now."""
         ratio = self.variance(rows) / self.variance(())
-        return float(self._quantile(len(rows)) / self._quantile(0) * np.sqrt(ratio))
+        return float(self._quantile(self.seeds.new(rows)) / self._quantile(0) * np.sqrt(ratio))
 
     def describe(self, rows: tuple[int, ...], seed: int | None) -> Design:
         """The design that runs `rows`."""
@@ -201,7 +207,7 @@ class _Problem:
         predicted = float(self.fit.predict(self.target)[0])
         flops = None if self.flops is None else float(self.flops[list(rows)].sum())
         alone = np.sqrt(np.maximum(1 - self.gains(()) / self.variance(()), 0.0))
-        alone *= self._quantile(1) / self._quantile(0)
+        alone *= np.where(self.seeds.runs == 0, self._quantile(1) / self._quantile(0), 1.0)
         ranking = [self._candidate(int(row), float(alone[row])) for row in np.argsort(alone, kind="stable")]
         return Design(
             target=self.target,
@@ -228,10 +234,10 @@ class _Problem:
     def _half_width(self, rows: tuple[int, ...]) -> float:
         noise = float(np.sqrt(self.noise.variance_of_new_runs()))
         if self.noise.growth is not None:  # then the moments are those of the loss
-            return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
+            return float(self._quantile(self.seeds.new(rows)) * noise * np.sqrt(self.variance(rows)))
         # The noise is that of least squares; a robust fit lies farther from the points, and its estimates vary more.
         farther = np.linalg.norm(self.fit.residuals) / (np.linalg.norm(self.fit.least_squares_residuals()) or 1.0)
-        return float(self._quantile(len(rows)) * noise * farther * np.sqrt(self.variance(rows)))
+        return float(self._quantile(self.seeds.new(rows)) * noise * farther * np.sqrt(self.variance(rows)))
 
     def _around(self, predicted: float, half: float) -> tuple[float, float]:
         if self.fit.settings["space"] == "log":
@@ -246,9 +252,10 @@ class _Problem:
         size = 2 * len(samples) * self.fit.n_points
         blocks = np.array_split(np.arange(draws), min(-(-draws * size // MOST_VALUES), draws))
         parts = [{name: values[block] for name, values in samples.items()} for block in blocks]
-        moments = tuple(moment[list(rows)] for moment in self.of_candidates)
+        shares = self.seeds.shares_of(rows)
+        moments = tuple(moment[list(rows)] * shares for moment in self.of_candidates)
         ratios = np.concatenate([self._variance_ratios(part, picked, moments) for part in parts])
-        t = self._quantile(len(rows)) / self._quantile(0)
+        t = self._quantile(self.seeds.new(rows)) / self._quantile(0)
         low, high = np.quantile(t * np.sqrt(ratios), [0.025, 0.975])
         return float(low), float(high)
 

@@ -1,9 +1,9 @@
 """Two results folders side by side: the same configurations before and after a change, and what the change did.
 
-The noise is that of repeats: the spread between seeds of one configuration, pooled over the configurations of both
-folders, on the log scale. An effect is a ratio of means with Student's t interval, and the p-values of all effects are
-corrected together (Holm 1979), so that of many comparisons without a difference none is likely to have a verdict.
-Where Bartlett's test (1937) shows that configurations differ in their noise, each has its own.
+The noise is that of repeats: the spread between seeds of one configuration, pooled over both folders, on the log scale.
+Each configuration has its own, as noise often falls with size (see `own_noise`). An effect is a ratio of means with
+Student's t interval, and the p-values of all effects are corrected together (Holm 1979), so that of many comparisons
+without a difference none is likely to have a verdict.
 Times drift from one session to the next, for all trials alike. If configurations were measured in several sessions of
 a folder, the drift between these is in the intervals of times (see `sessions`). If not, it is unknown and not in them,
 which `notes` say: run both states in turns, in several sessions.

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from scalebench.analysis.growth import slope_interval
+from scalebench.analysis.parents import parent_settings
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import undetermined
@@ -83,9 +84,16 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
 def groups(trials: pd.DataFrame, *, lengths: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the trials of each method, recovery steps and other settings, with a label; the control last.
 
+    So are settings of the training before, in which models of one size, seed and length differ.
     Models of several ``lengths`` of training are apart, which their labels end with, or together.
     """
-    keys = ["method", "recovery_steps", *_varied_after(trials), *([LENGTH] if lengths else [])]
+    keys = [
+        "method",
+        "recovery_steps",
+        *_varied_after(trials),
+        *parent_settings(trials),
+        *([LENGTH] if lengths else []),
+    ]
     several = {name for name in keys[1:] if trials[name].nunique() > 1}
     pairs = sorted(trials.groupby(keys, dropna=False), key=lambda item: (item[0][0] == CONTROL, item[0]))
     for values, part in pairs:

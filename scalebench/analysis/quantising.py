@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from scalebench.analysis.parents import PARENT_SETTINGS, parent_settings
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, N, numeric
@@ -47,12 +49,17 @@ class Slope:
 
 
 def level_of(row: pd.Series[Any]) -> str:
-    """Return the name of a row's level: its scheme, or the bits of simulated weights; with its groups and layers."""
+    """Return the name of a row's level: its scheme, or the bits of simulated weights; with its groups and layers.
+
+    Settings of the training before, in which models of one size, seed and length differ, keep levels apart, too.
+    """
     name = str(row["scheme"])
     if name == SIMULATED:
         name = number_of(float(row["bits"]), "bit")
     groups = f", groups of {row['group_size']:g}" if pd.notna(row.get("group_size")) else ""
-    return f"{name}{groups}{', outer layers too' if row.get('outer_layers') is True else ''}"
+    layers = ", outer layers too" if row.get("outer_layers") is True else ""
+    before = [f", {setting} {setting_text(row[setting])}" for setting in PARENT_SETTINGS if setting in row]
+    return f"{name}{groups}{layers}{''.join(before)}"
 
 
 @lru_cache(maxsize=8)
@@ -140,6 +147,14 @@ def _slope(level: str, value: float, error: float, freedom: int, runs: int, comp
     return Slope(level, value, value - half, value + half, runs)
 
 
+def _mixed(rows: pd.DataFrame) -> str:
+    """Return why rows of several bits are of no single law; "" if they are."""
+    if before := parent_settings(rows):
+        return f"the models differ in {', '.join(before)}: choose some with [from] where"
+    kinds = {level.partition(",")[2] for level in rows["level"]}
+    return "the bits have different groups or layers; give one of them with --where" if len(kinds) > 1 else ""
+
+
 @lru_cache(maxsize=8)
 def precision_law(study: StudyAnalysis) -> Trend:
     """Return Kumar's law of what simulated bits add to the loss, or the reason why there is none.
@@ -151,9 +166,8 @@ def precision_law(study: StudyAnalysis) -> Trend:
     rows = rows[(rows["scheme"] == SIMULATED) & (rows["bits"] >= FEWEST_BITS)]
     if rows.empty:
         return Trend(None, f"no trial has 2 simulated bits or more (scheme = {SIMULATED!r})")
-    kinds = {level.partition(",")[2] for level in rows["level"]}
-    if len(kinds) > 1:
-        return Trend(None, "the bits have different groups or layers; give one of them with --where")
+    if mixed := _mixed(rows):
+        return Trend(None, mixed)
     lost = rows.groupby("bits")["added"].min() > 0
     rows = rows[rows["bits"].isin(lost[lost].index)]
     if rows.empty:

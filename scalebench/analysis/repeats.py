@@ -1,4 +1,4 @@
-"""The noise of repeats in a comparison of two folders: pooled, or of each configuration, and the drift of times."""
+"""The noise of repeats in a comparison of two folders: that of each configuration, or the drift of times."""
 
 from __future__ import annotations
 
@@ -10,39 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc  # scipy.stats takes 0.7 s to import
 
-from scalebench.analysis.sessions import ROUNDING, Drift, Runs
+from scalebench.analysis.own_noise import ROUNDING, Own
+from scalebench.analysis.sessions import Drift, Runs
 
-UNEQUAL = 0.05  # p-value of Bartlett's test below which configurations have their own noise
-
-
-@dataclass(frozen=True)
-class Own:
-    """Standard deviations of configurations that differ in their noise, [n], with their degrees of freedom.
-
-    ``number`` [runs] is the configuration of each run.
-    """
-
-    deviation: NDArray[np.float64]
-    freedom: NDArray[np.intp]
-    number: NDArray[np.intp]
-
-    def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the standard error of the sum of logs times ``weights`` [runs], and Satterthwaite's freedom."""
-        parts = np.bincount(self.number, weights**2) * self.deviation**2
-        return math.sqrt(parts.sum()), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
+UNEQUAL = 0.05  # p-value of Bartlett's test below which a note says that configurations differ in their noise
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation of repeats with its degrees of freedom, and the drift between sessions where that is known.
+    """Noise of one run over all configurations with its degrees of freedom, and what intervals are made of.
 
-    ``own`` is the noise of each configuration, where they differ.
+    That is the drift between sessions where it is known, else ``own``, the noise of each configuration. ``unequal`` are
+    the smallest and largest of the latter where they differ significantly.
     """
 
     deviation: float | None
     freedom: int
     drift: Drift | None = None
     own: Own | None = None
+    unequal: tuple[float, float] | None = None
 
     def error(self, weights: NDArray[np.float64]) -> tuple[float, float]:
         """Return the standard error of the sum of logs times ``weights`` [runs], and its degrees of freedom."""
@@ -61,29 +47,27 @@ def spread_of(runs: Runs, *, timed: bool) -> Spread:
     if drift is not None or not deviation:
         return Spread(deviation, freedom, drift)
     squares, degrees = runs.squares
-    own = np.sqrt(squares / np.maximum(degrees, 1))
-    known = own > ROUNDING  # equal values, and single runs, tell nothing: the noise of all holds for them
-    if not _unequal(own[known] ** 2, degrees[known]):
-        return Spread(deviation, freedom)
-    own, degrees = np.where(known, own, deviation), np.where(known, degrees, freedom)
-    return Spread(deviation, freedom, own=Own(own, degrees, runs.cell // 2))
+    known = squares > ROUNDING**2  # equal values, and single runs, tell nothing
+    return Spread(deviation, freedom, own=runs.own, unequal=_unequal(squares[known], degrees[known]))
 
 
-def _unequal(variances: NDArray[np.float64], freedom: NDArray[np.intp]) -> bool:
-    """Tell whether variances with these degrees of freedom, both [n], differ (Bartlett 1937)."""
-    if len(variances) < 2:
-        return False
-    total, apart = freedom.sum(), len(variances) - 1
-    excess = total * np.log((freedom * variances).sum() / total) - (freedom * np.log(variances)).sum()
-    return bool(chdtrc(apart, excess / (1 + ((1 / freedom).sum() - 1 / total) / (3 * apart))) < UNEQUAL)
+def _unequal(squares: NDArray[np.float64], freedom: NDArray[np.intp]) -> tuple[float, float] | None:
+    """Return the smallest and largest standard deviation of repeats, [n], if they differ (Bartlett 1937)."""
+    if len(squares) < 2:
+        return None
+    variances, total, apart = squares / freedom, freedom.sum(), len(squares) - 1
+    excess = total * np.log(squares.sum() / total) - (freedom * np.log(variances)).sum()
+    if chdtrc(apart, excess / (1 + ((1 / freedom).sum() - 1 / total) / (3 * apart))) >= UNEQUAL:
+        return None
+    return math.sqrt(variances.min()), math.sqrt(variances.max())
 
 
 def notes_on(runs: Runs, spread: Spread, *, timed: bool) -> Iterator[str]:
     """Say what the intervals hold of the drift between sessions, and whether configurations differ in their noise."""
     if timed and spread.deviation is not None:
         yield _drift_note(runs, spread)
-    if spread.own is not None:
-        least, most = (f"{100 * end:.2g}" for end in (spread.own.deviation.min(), spread.own.deviation.max()))
+    if spread.unequal is not None:
+        least, most = (f"{100 * end:.2g}" for end in spread.unequal)
         yield f"configurations differ in their noise, {least} to {most} % of one run, and each has its own"
 
 

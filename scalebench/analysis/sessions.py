@@ -1,9 +1,10 @@
 """Sessions: trials that ran one after the other on one machine. Times agree within a session better than between two.
 
 Clock rates, temperature and what else is loaded differ from day to day, for all trials of a session alike. The variance
-of a time is that between sessions plus that between runs of a session, both estimated by analysis of variance
-(Henderson 1953, method 3), and the degrees of freedom of an effect are those of Satterthwaite 1946. Where every session
-ran all configurations equally often, that on all of them is a t test on the means of sessions.
+of a time is that between sessions plus that between runs of its configuration in a session (see `own_noise`), both
+estimated by analysis of variance (Henderson 1953, method 3), and the degrees of freedom of an effect are those of
+Satterthwaite 1946. Where every session ran all configurations equally often, that on all of them is a t test on the
+means of sessions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scalebench.analysis.own_noise import ROUNDING, Own, noise_of
 from scalebench.analysis.trials import numeric
 
 Array = NDArray[np.float64]
@@ -22,7 +24,6 @@ Ids = NDArray[np.intp]
 
 STARTED, DURATION, MACHINE = "started_at", "wall_time_s", "machine_id"
 PAUSE_S = 3600.0  # without a trial between two sessions
-ROUNDING = 1e-12  # of a logarithm
 
 
 def sessions_of(tables: Sequence[pd.DataFrame]) -> Ids:
@@ -64,30 +65,32 @@ def _seconds(table: pd.DataFrame) -> Array:
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean squares of logs of times: `between` sessions, whose variance counts `runs` times there, and `within` them.
+    """Mean square of logs of times `between` sessions with its `freedom`, whose variance counts `runs` times there.
 
-    `freedom` are the degrees of freedom of both; without any within, only `between` is known.
+    ``within`` is the noise of each configuration within sessions, None without any freedom; ``share`` [n] is that of
+    each configuration in the mean square within. ``plain`` is their noise if sessions do not differ.
     """
 
     session: Ids  # of each row, [rows]
     between: float
-    within: float
+    freedom: int
     runs: float
-    freedom: tuple[int, int]
+    within: Own | None
+    share: Array
+    plain: Own
 
     def error(self, weights: Array) -> tuple[float, float]:
         """Return the standard error of the sum of rows times `weights` [rows], and its degrees of freedom."""
-        squares = float((weights**2).sum())
-        if self.freedom[1] and self.between <= self.within:  # sessions do not differ
-            freedom = sum(self.freedom)
-            pooled = (self.freedom[0] * self.between + self.freedom[1] * self.within) / freedom
-            return float(np.sqrt(squares * pooled)), freedom
         of_sessions = (np.bincount(self.session, weights) ** 2).sum() / self.runs
-        within = self.within if self.freedom[1] else self.between  # without runs to compare, all of it may be noise
-        parts = np.array([of_sessions * self.between, (squares - of_sessions) * within])
-        if not self.freedom[1]:
-            return float(np.sqrt(max(parts.sum(), parts[0]))), self.freedom[0]
-        return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / self.freedom).sum())
+        if self.within is None:  # without runs to compare, all of it may be noise
+            return float(np.sqrt(self.between * max((weights**2).sum(), of_sessions))), self.freedom
+        if self.between <= self.share @ self.within.variance:  # sessions do not differ
+            return self.plain.error(weights)
+        runs = (self.within.squares(weights) - of_sessions * self.share) * self.within.variance
+        total, error = of_sessions * self.between, runs @ self.within.covariance @ runs
+        error += 2 * total**2 / self.freedom
+        total += runs.sum()
+        return float(np.sqrt(total)), float(2 * total**2 / error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +132,11 @@ class Runs:
         return np.asarray(squares, dtype=np.float64), np.bincount(numbers, sizes - 1).astype(np.intp)
 
     @property
+    def own(self) -> Own:
+        """The noise of each configuration, where any has repeats that differ."""
+        return noise_of(*self.squares, self.cell // 2)
+
+    @property
     def sessions(self) -> tuple[int, int]:
         """The number of sessions of the old and of the new folder."""
         before, after = (len(np.unique(self.session[self.cell % 2 == side])) for side in (0, 1))
@@ -158,8 +166,11 @@ class Runs:
         freedom = basis.shape[1], len(self.logs) - len(sizes) - basis.shape[1]
         if not freedom[0]:
             return None
-        explained = float(((basis.T @ residual) ** 2).sum())
-        left = max(float((residual**2).sum()) - explained, 0.0)
-        within = left / freedom[1] if freedom[1] else 0.0
-        runs = float((indicators**2).sum()) / freedom[0]
-        return Drift(self.session, explained / freedom[0], within, runs, freedom)
+        of_sessions = basis.T @ residual
+        left = residual - basis @ of_sessions
+        within, share, number = None, np.zeros(0), self.cell // 2
+        if freedom[1]:
+            degrees = np.bincount(number, 1 - 1 / sizes[self.cell] - (basis**2).sum(axis=1))
+            within, share = noise_of(np.bincount(number, left**2), degrees, number), degrees / degrees.sum()
+        between, runs = float((of_sessions**2).sum()) / freedom[0], float((indicators**2).sum()) / freedom[0]
+        return Drift(self.session, between, freedom[0], runs, within, share, self.own)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.counting import Count
+from scalebench.analysis.parents import with_parent_settings
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import (
@@ -57,7 +58,7 @@ class StudyAnalysis:
 
     @cached_property
     def _prepared(self) -> pd.DataFrame:
-        return with_budgets(prepare(self.rows), self.definition)
+        return with_parent_settings(with_budgets(prepare(self.rows), self.definition), self.beside)
 
     @cached_property
     def x(self) -> SizeAxis:

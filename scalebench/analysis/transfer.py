@@ -3,19 +3,21 @@
 Fine-tuned on D_F tokens a model reaches a loss that training from scratch reaches with D_E: D_T = D_E - D_F is the data
 that its earlier training was worth. The runs from scratch are found among the other studies of the same results: same
 family, size, data, batch size, sequence length and optimizer, without a parent. Between their lengths log D is taken
-to be linear in the mean loss; it is not extrapolated beyond the shortest or longest run.
+to be linear in the mean loss; it is not extrapolated beyond the shortest or longest run. All points of a size are read
+off one curve and share its error, which the intervals of the law hold (see `curve_errors`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scalebench.analysis.curve_errors import shared_errors
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
@@ -70,7 +72,8 @@ class Transfer:
     """One size, fine-tuned by one method on ``tokens`` (D_F), with the mean loss over ``seeds``.
 
     ``effective`` is D_E and ``low`` and ``high`` its 95 % interval, NaN where it ends beyond the runs from scratch or
-    where a single seed shows no spread. ``by_seed`` has D_E of each seed. ``reason`` is why there is none.
+    where a single seed shows no spread. ``by_seed`` has D_E of each seed, ``losses`` their losses. ``reason`` is why
+    there is none.
     """
 
     size: float
@@ -83,6 +86,7 @@ class Transfer:
     low: float = float("nan")
     high: float = float("nan")
     by_seed: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
     reason: str = ""
 
     @property
@@ -103,19 +107,36 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class TransferAnalysis:
-    """The transfers of a fine-tuning study, smallest size first; ``reason`` is why there are none."""
+    """The transfers of a fine-tuning study, smallest size first; ``reason`` is why there are none.
+
+    ``curves`` are those from scratch by size, which all points of a size share.
+    """
 
     points: tuple[Transfer, ...]
     reason: str = ""
+    curves: Mapping[float, Curve | str] = field(default_factory=dict)
 
     @cached_property
     def law(self) -> Trend:
         """The law D_T = k D_F^a N^b of the models whose weights were all trained, or the reason why not."""
         usable = [point for point in self.fully_tuned if _positive(point)]
+        if not usable:
+            return Trend(None, self._left_out())
+        rows = _law_points(usable)
         try:
-            return determined(fit(_law_points(usable), law="transfer")) if usable else Trend(None, self._left_out())
+            trend = determined(fit(rows, law="transfer"))
         except FitRefused as refusal:
             return Trend(None, "; ".join(filter(None, (str(refusal), self._left_out()))))
+        return trend if trend.fit is None or trend.no_interval else self._with_shared_errors(trend, rows)
+
+    def _with_shared_errors(self, trend: Trend, rows: pd.DataFrame) -> Trend:
+        """Return the law with the errors of the curves, or the reason why it has no interval."""
+        assert trend.fit is not None
+        curves = {size: curve for size, curve in self.curves.items() if isinstance(curve, Curve)}
+        if single := [f"{size:,.0f}" for size in sorted({*rows["params"]}) if not curves[size].freedom]:
+            reason = "have one seed, so that the error which all points of a size share is not known: repeat them"
+            return replace(trend, no_interval=f"the runs from scratch of {', '.join(single)} parameters {reason}")
+        return replace(trend, shared=shared_errors(trend.fit, rows, curves))
 
     @property
     def fully_tuned(self) -> list[Transfer]:
@@ -140,9 +161,15 @@ def _positive(point: Transfer) -> bool:
 def _law_points(points: list[Transfer]) -> pd.DataFrame:
     """Return a row per seed, seeds of one size and amount of data as one configuration."""
     rows = [
-        {"params": point.size, "tokens": point.tokens, "transferred": effective - point.tokens, "config": place}
+        {
+            "params": point.size,
+            "tokens": point.tokens,
+            "transferred": effective - point.tokens,
+            "loss": loss,
+            "config": place,
+        }
         for place, point in enumerate(points)
-        for effective in point.by_seed
+        for effective, loss in zip(point.by_seed, point.losses, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -163,7 +190,7 @@ def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
         missing = "training runs from scratch on the same data, with the same sizes, batch size and sequence length"
         return TransferAnalysis((), f"there are no {missing} among these results")
     curves = {float(str(size)): curve_of(part) for size, part in scratch.groupby(N)}
-    return TransferAnalysis(tuple(_points(tuned, curves)))
+    return TransferAnalysis(tuple(_points(tuned, curves)), curves=curves)
 
 
 def loss_from_scratch(study: StudyAnalysis, size: float, tokens: float) -> float:
@@ -238,7 +265,7 @@ def _compared(point: Transfer, losses: Array, curve: Curve) -> Transfer:
     by_seed = tuple(curve.tokens_for(loss) for loss in losses)
     inside = () if any(np.isnan(by_seed)) else by_seed
     low, high = (curve.tokens_for(point.loss + sign * half) for sign in (1, -1))
-    return Transfer(*about, effective=effective, low=low, high=high, by_seed=inside)
+    return Transfer(*about, effective=effective, low=low, high=high, by_seed=inside, losses=tuple(losses.tolist()))
 
 
 def _half_width(point: Transfer, curve: Curve) -> float:

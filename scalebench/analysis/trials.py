@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.analysis.parents import parent_settings
+
 N = "params_non_embedding"
 DATA_SEEN = "data_seen"  # tokens_seen, or samples_seen of tasks without tokens
 LOSS = "validation_loss_nats"
@@ -144,10 +146,17 @@ def tuned_axes(definition: Mapping[str, Any]) -> list[str]:
 
 
 def split_columns(trials: pd.DataFrame, definition: Mapping[str, Any]) -> list[str]:
-    """Return the columns whose values make separate series: axes other than size, seed and tuned ones that vary."""
+    """Return the columns whose values make separate series: axes other than size, seed and tuned ones that vary.
+
+    Settings of the models that trials started from are among them, where these differ in them.
+    """
     axes = definition.get("axes") or {}
     varied = [axis for axis, values in axes.items() if isinstance(values, list) and len(values) > 1]
-    names = [name for name in dict.fromkeys([*ALWAYS_SPLIT, *varied, *_branching(trials)]) if name in trials]
+    names = [
+        name
+        for name in dict.fromkeys([*ALWAYS_SPLIT, *varied, *_branching(trials), *parent_settings(trials)])
+        if name in trials
+    ]
     leave_out = SIZE_AXES.union(tuned_axes(definition))
     return [name for name in names if name not in leave_out and trials[name].dropna().astype(str).nunique() > 1]
 
