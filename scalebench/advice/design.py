@@ -3,9 +3,8 @@
 Delta method: with J the derivatives of the predictions at the points by the parameters and g those at the target, the
 variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on the
 inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
-Bayesian experimental design). sigma is that of one new run, and the points are weighted by the noise of configurations
-and of seeds as the bootstrap has it (`intervals.noise`). A trial at the inputs of a configuration is another seed of
-it (see `seeds`).
+Bayesian experimental design). sigma is that of one new run, and points are weighted by the noise of configurations and
+seeds as in the bootstrap (`intervals.noise`). A trial at measured inputs is another seed (see `seeds`).
 
 Where the residuals show noise that grows or shrinks with size (`intervals.growth`), every point and trial has the noise
 of its size. The fit does not weight them by it, so that the variance is g A^-1 B A^-1 g' with A = sum of a j'j and
@@ -25,6 +24,7 @@ import numpy as np
 from scalebench.advice.information import derivatives, inverted, loss_moments
 from scalebench.advice.seeds import Seeds
 from scalebench.advice.selection import best_rows, many_rows
+from scalebench.errors import number_of
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
@@ -74,7 +74,7 @@ class Design:
     def __repr__(self) -> str:
         """Return one line: the target, the trials to run, and what they do to its interval."""
         goal = ", ".join(f"{name} {value:.4g}" for name, value in self.target.items())
-        trials = f"{len(self.chosen)} trial" + "s" * (len(self.chosen) != 1)
+        trials = number_of(len(self.chosen), "trial")
         return f"Design for {goal}: {trials}, interval width ×{self.narrowing:.3g}; .chosen, .ranking"
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,10 +112,8 @@ def best_set(
     if problem.flops is None:
         raise FitRefused("candidates have no column 'flops', nor params and tokens; a FLOP budget needs their cost")
     if not (problem.flops <= budget_flops).any():
-        raise FitRefused(
-            f"budget of {budget_flops:.3g} FLOPs; the cheapest candidate costs {problem.flops.min():.3g}: raise it or "
-            "offer smaller trials"
-        )
+        cheapest = f"the cheapest candidate costs {problem.flops.min():.3g}: raise it or offer smaller trials"
+        raise FitRefused(f"budget of {budget_flops:.3g} FLOPs; {cheapest}")
     rows = best_rows(problem, problem.flops, budget_flops, most)
     design, unlimited = problem.describe(rows, seed), None
     if most is not None and len(rows) == most:

@@ -13,6 +13,7 @@ from scalebench.reporting.figures.loss import LOSS_BY_SIZE
 from scalebench.reporting.figures.profile import PROFILE
 from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
 from scalebench.reporting.figures.tradeoffs import GAP, LOSS_BY_MEMORY, LOSS_BY_TIME
+from scalebench.reporting.figures.tuned import tuned_figures
 from scalebench.reporting.fit_tables import fit_tables
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.sentences import (
@@ -26,7 +27,8 @@ from scalebench.reporting.sentences import (
 
 TEMPLATE = Path(__file__).with_name("training.html.j2")
 ANSWERS = (LOSS_BY_SIZE, STEP_TIMES, MEMORY, COMPUTE, EFFICIENCY, GAP, LOSS_BY_TIME, LOSS_BY_MEMORY, FRONTIER, BACKTEST)
-FIGURES = (*ANSWERS, RESIDUALS, PROFILE, CURVES, NOISE)
+DIAGNOSTICS = (RESIDUALS, PROFILE, CURVES, NOISE)
+FIGURES = (*ANSWERS, *DIAGNOSTICS)
 COLUMNS = (
     Column("validation loss (nats)", LOSS, digits=5),
     Column("± (validation)", LOSS_SE, digits=2),
@@ -55,7 +57,7 @@ def details(series: Series) -> tuple[str, ...]:
 SECTION = StudySection(
     shows=lambda study: workload_of(study) == "training",
     sentences=lambda study: series_sentences(study, details),
-    figures=lambda _: FIGURES,
+    figures=lambda study: (*ANSWERS, *tuned_figures(study), *DIAGNOSTICS),
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=lambda study: fit_tables(study.series, study.surfaces),
