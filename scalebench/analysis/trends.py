@@ -41,7 +41,7 @@ class Trend:
 
     ``no_interval`` is the reason why a fit has no intervals, ``choice`` the reason for its law where several were
     compared. Intervals are those of ``Fit.interval`` and ``Fit.prediction_interval`` (bootstrap), everywhere. Those of
-    predictions hold what ``rival`` predicts, too: a fit of another law, where the points do not tell the two apart.
+    predictions hold what ``rival`` predicts, too: a fit of another law that the points may follow as well.
     Beyond the largest size they also hold a cost that from there on grows by an exponent smaller by ``excess``.
     ``shared`` are parameters by name, each [draws], refitted to draws of errors that several points share.
     """

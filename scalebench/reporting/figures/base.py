@@ -121,7 +121,7 @@ def curve_sentence(marks: Marks, subject: str) -> str:
     """
     if "curve" not in marks.drawn:
         return ""
-    rival = ", and of the other law's where the sizes do not tell the two apart" if "rival" in marks.drawn else ""
+    rival = ", which spans that of the other law as well" if "rival" in marks.drawn else ""
     band = f" with the 95 % band of its mean{rival}" if "band" in marks.drawn else ""
     wide = f" Bands more than {WIDEST_BAND:g} times as wide as the curve is high are left out."
     band += "." + wide * ("no band" in marks.drawn)
