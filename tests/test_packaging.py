@@ -90,10 +90,14 @@ def test_the_python_example_of_the_readme_runs(small_study: Path, tmp_path: Path
 
 def test_the_study_of_the_readme_is_valid(tmp_path: Path) -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (example,) = (text for text in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "[from]" not in text)
+    texts = [text for text in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "[from]" not in text]
+    (example,) = (text for text in texts if "[sample]" not in text)
+    (sample,) = (text for text in texts if "[sample]" in text)
     (tmp_path / "story.txt").write_text("".join(f"line {i} of a story that goes on\n" for i in range(9000)))
     path = tmp_path / "study.toml"
     path.write_text(example.replace("path/to/files", str(tmp_path / "story.txt")))
     from scalebench.running.planning import load_study, plan
 
     assert len(plan(load_study(path))) == 5 * 3 * 2
+    path.write_text(path.read_text().replace("learning_rate = [0.003, 0.01, 0.03] ", "") + sample)
+    assert len(plan(load_study(path, ["fit.best_over=[learning_rate]"]))) == 5 * 16 * 2

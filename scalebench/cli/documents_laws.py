@@ -121,9 +121,9 @@ class Counting(TypedDict):
 
 class AllocationAt(TypedDict):
     flops: float
-    params: float
+    params: float | None  # null where the points do not determine the optimum
     params_interval: Interval
-    tokens: float
+    tokens: float | None
     tokens_interval: Interval
     determined: bool
 
