@@ -252,6 +252,19 @@ def test_earlier_work_is_waited_for_before_what_a_call_leaves_is_measured(monkey
     assert 10 <= process.now_s < 12
 
 
+@pytest.mark.parametrize(("idle_calls", "left_s"), [(0, 5e-3), (1, 5e-3), (2, None)])
+def test_one_call_whose_threads_get_no_time_clears_nobody(
+    monkeypatch: pytest.MonkeyPatch, idle_calls: int, left_s: float | None
+) -> None:
+    process, calls = SimulatedProcess(ends_s=0.0, left_s=5e-3), iter(range(100))
+
+    def call() -> dict[str, object]:
+        return process.call() if next(calls) >= idle_calls else {}
+
+    monkeypatch.setattr(draining, "time", process)
+    assert work_left_behind(call, 0.05) == (left_s and pytest.approx(left_s))
+
+
 def test_the_calls_share_one_budget_for_earlier_work(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimulatedProcess(ends_s=1e9, left_s=20e-3)
     monkeypatch.setattr(draining, "time", process)
