@@ -43,7 +43,7 @@ def test_the_whole_group_is_stopped_gently_first(words: tuple[str, ...], code: i
     begun = time.monotonic()
     assert stop(process, grace_s=0.3) == code
     assert time.monotonic() - begun < 5
-    assert has_ended(child, 1)
+    assert has_ended(child)
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_what_an_ended_leader_left_behind_is_stopped_too() -> None:
     assert process.wait(10) == 5
     assert not has_ended(child, 1)
     assert stop(process) == 5
-    assert has_ended(child, 1)
+    assert has_ended(child)
 
 
 def test_a_leader_about_to_end_by_itself_is_given_the_time() -> None:
