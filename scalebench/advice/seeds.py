@@ -47,17 +47,17 @@ class Seeds:
         return cls(noise, np.unique(here, return_inverse=True)[1].reshape(-1), counts)
 
     def shares(self, rows: Rows) -> Array:
-        """What each candidate tells after `rows`, [n], of what a run of a new configuration tells."""
+        """Weight of each candidate once `rows` have run, [n]: 1 is that of a run of a new configuration."""
         return self._shares(self.runs + np.bincount(self.place[list(rows)], minlength=len(self.place))[self.place])
 
     def shares_of(self, rows: Rows) -> Array:
-        """What each of `rows` tells after those before it, [rows]."""
+        """Weight of each of `rows` once those before it have run, [rows]."""
         place = self.place[list(rows)]
         earlier = np.tril(place[:, None] == place, -1).sum(axis=1)
         return self._shares(self.runs[list(rows)] + earlier)
 
     def _shares(self, before: NDArray[np.intp]) -> Array:
-        """What a run tells after runs of its configuration `before` it."""
+        """Weight of one more run of a configuration that has `before` runs."""
         alone = self.noise.variance_of_new_runs()
         if not alone:  # points on the law exactly
             return np.ones(len(before))

@@ -69,11 +69,7 @@ def _are_numbers(values: NDArray[Any]) -> bool:
 
 def _is_measured(values: NDArray[Any]) -> bool:
     """Whether values are numbers with decimals, as results are, which may be equal by chance."""
-    try:
-        numbers = values.astype(float)
-    except ValueError:
-        return False
-    return bool((numbers != np.round(numbers)).any())
+    return _are_numbers(values) and bool((values.astype(float) != np.round(values.astype(float))).any())
 
 
 def setting_line(name: str, values: Sequence[str]) -> str:
