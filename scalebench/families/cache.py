@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -32,9 +33,15 @@ def cache_bytes(config: Attends, batch: int, tokens: int, element_bytes: int) ->
 class LayerCache:
     """Keys and values (B, H, capacity, D) of one layer, of which the first ``length`` positions are filled."""
 
-    def __init__(self, like: Tensor, batch: int, heads: int, capacity: int, head_dim: int) -> None:
-        self.keys, self.values = (like.new_empty(batch, heads, capacity, head_dim) for _ in range(2))
+    seen: Tensor | None = None  # which keys each query sees; None: those up to its own position
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
         self.length = 0
+
+    def positions(self, new: int) -> slice | Tensor:
+        """Return the positions of the ``new`` tokens that follow."""
+        return slice(self.length, self.length + new)
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, H, T, D) and return all so far, (B, H, length, D)."""
@@ -47,11 +54,10 @@ class LayerCache:
 
 
 class KVCache:
-    """The caches of all layers. Memory for ``capacity`` tokens is allocated at once."""
+    """The caches of all layers."""
 
-    def __init__(self, config: Attends, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (batch, config.heads, capacity, config.head_dim)
-        self.layers = [LayerCache(like, *shape) for _ in range(config.depth)]
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = layers
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +69,17 @@ class KVCache:
         """Tokens in the cache."""
         return self.layers[0].length
 
+    def positions(self, new: int) -> slice | Tensor:
+        """Return the positions of the ``new`` tokens that follow."""
+        return self.layers[0].positions(new)
+
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, (B',), in this order; rows may repeat."""
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+
+
+def empty_cache(config: Attends, batch: int, capacity: int, like: Tensor) -> KVCache:
+    """Return an empty cache, with memory for ``capacity`` tokens of ``batch`` sequences in the dtype of ``like``."""
+    shape = (batch, config.heads, capacity, config.head_dim)
+    return KVCache([LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in range(config.depth)])

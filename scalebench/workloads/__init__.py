@@ -15,7 +15,7 @@ from scalebench.errors import InputError
 from scalebench.families import FAMILIES, ForeignCodeError, check_named
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
-from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
+from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, serving, training
 from scalebench.workloads.base import TRIAL_COLUMNS, Workload, spec_columns
 
 __all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial", "trial_of"]
@@ -27,6 +27,7 @@ WORKLOADS: dict[str, Workload] = {
     "distill": distill,
     "quantize": quantize,
     "prune": prune,
+    "serving": serving,
 }
 
 

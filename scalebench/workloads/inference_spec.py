@@ -72,11 +72,21 @@ def call_flops(family: Family, config: Any, spec: InferenceSpec) -> int:
     return spec.batch_size * (prompt_flops + spec.beams * (whole - prompt_flops))
 
 
+def stored_bytes(counts: Counts, weight_dtype: str) -> int:
+    """Estimate what weights take; in int8 embeddings stay float32, and a tied output layer is a copy."""
+    each = {"float32": 4, "bfloat16": 2, "int8": 1}[weight_dtype]
+    return counts.non_embedding * each + (counts.total - counts.non_embedding) * (5 if each == 1 else each)
+
+
 def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec) -> int:
-    """Estimate what weights and cache take; in int8 embeddings stay float32, and a tied output layer is a copy."""
-    each = {"float32": 4, "bfloat16": 2, "int8": 1}[spec.weight_dtype]
-    weights = counts.non_embedding * each + (counts.total - counts.non_embedding) * (5 if each == 1 else each)
+    """Estimate what weights and cache take."""
+    weights = stored_bytes(counts, spec.weight_dtype)
     if "generation" not in family.CAPABILITIES:
         return weights
     tokens = (spec.sequence_length or 0) + (spec.new_tokens or 0)
-    return weights + cache_bytes(config, spec.batch_size * spec.beams, tokens, 2 if each == 2 else 4)
+    return weights + cache_bytes(config, spec.batch_size * spec.beams, tokens, cached_bytes(spec.weight_dtype))
+
+
+def cached_bytes(weight_dtype: str) -> int:
+    """Return the bytes of a number in the cache: keys and values are of the type that is computed in."""
+    return 2 if weight_dtype == "bfloat16" else 4

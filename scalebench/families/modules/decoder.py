@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.families.cache import KVCache, LayerCache
+from scalebench.families.cache import KVCache, LayerCache, empty_cache
 from scalebench.families.modules.multihead import attention_by
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:  # (B, H, T, D)
-        """Rotate x (B, H, T, D), whose first position is ``start``."""
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:  # (B, H, T, D)
+        """Rotate x (B, H, T, D) at these positions: a slice of T, or (B, T) where the sequences differ."""
         first, second = x.chunk(2, dim=-1)
         rotated = torch.cat((-second, first), dim=-1)
-        positions = slice(start, start + x.size(-2))
-        return x * self.cos[positions] + rotated * self.sin[positions]
+        cos, sin = self.cos[positions], self.sin[positions]
+        if cos.dim() == 3:
+            cos, sin = cos[:, None], sin[:, None]
+        return x * cos + rotated * sin
 
 
 class CausalAttention(nn.Module):
@@ -56,12 +58,14 @@ class CausalAttention(nn.Module):
         """Attend from x (B, T, C) to itself and to the tokens in the cache."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        start = 0 if cache is None else cache.length
         if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
+            positions = slice(length) if cache is None else cache.positions(length)
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
+        seen = None
         if cache is not None:
             k, v = cache.extend(k, v)
-        mixed = self.attend(q, k, v, True)  # (B, H, T, D)
+            seen = cache.seen
+        mixed = self.attend(q, k, v, True, seen)  # (B, H, T, D)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -124,15 +128,15 @@ class GPT(nn.Module):
 
     def cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the dtype of the weights."""
-        return KVCache(self.config, batch, capacity, self.tokens.weight)
+        return empty_cache(self.config, batch, capacity, self.tokens.weight)
 
     def embedded(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """Return the embeddings (B, T, C) of tokens (B, T) at the positions after those in the cache."""
         x: Tensor = self.tokens(tokens)
         if self.positions is None:
             return x
-        start = 0 if cache is None else cache.length
-        return x + self.positions.weight[start : start + tokens.size(1)]
+        length = tokens.size(1)
+        return x + self.positions.weight[slice(length) if cache is None else cache.positions(length)]
 
     def layers(self, cache: KVCache | None) -> Iterator[tuple[nn.Module, LayerCache | None]]:
         """Yield each block with its layer of the cache."""

@@ -6,13 +6,19 @@ Legend: B batch, T queries, S keys and values, C width, H heads, D = C / H head 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+class Attend(Protocol):
+    """Attention: q (B, H, T, D), k and v (B, H, S, D) to (B, H, T, D)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, seen: Tensor | None = None) -> Tensor:
+        """Attend from each query to the keys up to its position (``causal``), or to those in ``seen`` (B, 1, T, S)."""
+        ...
 
 
 def attention_by(implementation: str) -> Attend:
@@ -20,19 +26,24 @@ def attention_by(implementation: str) -> Attend:
     return eager_attention if implementation == "eager" else sdpa_attention
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, seen: Tensor | None = None) -> Tensor:
     """Attention written out: q (B, H, T, D), k and v (B, H, S, D) to (B, H, T, D), with all scores (B, H, T, S).
 
-    Causal masks are aligned at the end: the last query is at the position of the last key.
+    Causal masks are aligned at the end: the last query is at the position of the last key. Where the sequences of a
+    batch differ, ``seen`` (B, 1, T, S) has the keys of each query instead.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    if causal:
-        scores = scores.masked_fill(~causal_mask(q.size(-2), k.size(-2), q.device), -torch.inf)
+    if causal and seen is None:
+        seen = causal_mask(q.size(-2), k.size(-2), q.device)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, seen: Tensor | None = None) -> Tensor:
     """Attention by ``scaled_dot_product_attention``; arguments and result as in ``eager_attention``."""
+    if seen is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     queries, keys = q.size(-2), k.size(-2)
     if not causal or queries == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
