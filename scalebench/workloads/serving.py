@@ -66,9 +66,9 @@ if TYPE_CHECKING:
 def decide(request: Request) -> Decided:
     """Decide how requests arrive, and their lengths; the model's context holds the longest."""
     name, values = request.family_name, dict(request.values)
-    check_served(request, values, "serving")
     if "generation" not in request.family.CAPABILITIES:
         raise InputError(f"model.family: {name} generates nothing that could be served; {offering('generation')}")
+    check_served(request, values, "serving")
     given = [load for load in LOADS if values.get(load) is not None]
     if len(given) > 1:
         raise InputError(f"serving.{given[1]}: requests arrive in one way; leave out {given[1]} or {given[0]}")
