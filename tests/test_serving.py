@@ -302,7 +302,7 @@ def test_costs_are_planned(study_path: Path) -> None:
     ("settings", "message"),
     [
         (["serving.load=0.5", "serving.concurrency=2"], "serving.concurrency: requests arrive in one way"),
-        (["model.family=mlp"], "generates nothing that could be served; families that can: gpt, moe"),
+        (["model.family=mlp"], "mlp continues no batch of sequences; families that can: gpt, moe"),
         (["serving.implementation=fused"], "serving.implementation"),
         (["serving.spread=1"], "serving.spread"),
         (["serving.load=0"], "serving.load"),

@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 def decide(request: Request) -> Decided:
     """Decide how requests arrive, and their lengths; the model's context holds the longest."""
     name, values = request.family_name, dict(request.values)
-    if "generation" not in request.family.CAPABILITIES:
-        raise InputError(f"model.family: {name} generates nothing that could be served; {offering('generation')}")
+    if "batching" not in request.family.CAPABILITIES:
+        raise InputError(f"model.family: {name} continues no batch of sequences; {offering('batching')}")
     check_served(request, values, "serving")
     given = [load for load in LOADS if values.get(load) is not None]
     if len(given) > 1:
