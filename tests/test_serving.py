@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from scalebench.errors import StudyError
 from scalebench.families import FAMILIES
 from scalebench.families.modules.slots import Slots
 from scalebench.running.planning import load_study, plan
+from scalebench.running.sweep import Sweep, execute
 from scalebench.workloads.continuous import Batch, Job
 from scalebench.workloads.decoding import Sampling, chooser, generate
 from scalebench.workloads.load import Request
@@ -316,6 +319,20 @@ def test_bad_studies_are_refused(study_path: Path, settings: list[str], message:
     with pytest.raises(StudyError) as refused:
         plan(load_study(study_path, settings))
     assert message in str(refused.value)
+
+
+@pytest.mark.slow
+def test_predict_joins_the_loads_of_a_size(
+    study_path: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    study = load_study(study_path, ["model.params=[2000,8000,32000]", "serving.load=[0.5,0.8]"])
+    run_here(study, tmp_path / "results")
+    list(execute(Sweep(tmp_path / "results" / study.name, []), study))  # writes study.json
+    code, out, _ = command("predict", tmp_path / "results" / "s", "--params", "1e5", "--json")
+    answers = json.loads(out)["answers"]
+    assert code == 0
+    assert answers["requests_per_second"]["value"] == pytest.approx(1 / answers["time_per_request"]["value"])
+    assert answers["weights"]["value"] > 4e5
 
 
 def test_runs_are_compared_by_what_a_request_costs() -> None:

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 
+from scalebench.analysis.at_work import predict_at_work
 from scalebench.analysis.serving import capacity_trends, objectives, served, spread
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.reporting import render
@@ -180,3 +181,20 @@ def test_the_page_has_the_law_of_what_a_request_costs(study: StudyAnalysis) -> N
     assert "Time per request at capacity, against size" in page
     outcome = serving.SECTION.outcome(study)
     assert outcome.law.startswith("y = c0 + c1·x: c0 = 0.00200 (no spread), c1 = 1.00e−08")
+
+
+def test_a_larger_model_is_predicted_to_answer_fewer_requests() -> None:
+    study = analysed([row(size, 0.6, weight_bytes=4 * size, kv_cache_bytes=1000) for size in SIZES])
+    prediction = predict_at_work(study.series[0], 1e8)
+    answers = {each.quantity: each for each in prediction.quantities}
+    assert list(answers) == ["time per request", "requests per second", "memory", "weights", "cache"]
+    time, rate = answers["time per request"], answers["requests per second"]
+    assert time.value == pytest.approx(1.002, rel=1e-3)
+    assert rate.value == pytest.approx(1 / time.value)
+    assert (rate.low, rate.high) == pytest.approx((1 / time.high, 1 / time.low))
+    assert answers["weights"].value == pytest.approx(4e8)
+    assert (answers["memory"].value, answers["memory"].reason) == (None, "memory was not measured")
+    shared = analysed([row(size, 0.6, timing_exclusive=False) for size in SIZES])
+    refused = predict_at_work(shared.series[0], 1e8).quantities[:2]
+    assert [each.value for each in refused] == [None, None]
+    assert "no valid trial has a" in refused[0].reason
