@@ -25,7 +25,16 @@ from scalebench.workloads.continuous import Batch, Job
 from scalebench.workloads.decoding import Sampling, chooser, generate
 from scalebench.workloads.load import Request
 from scalebench.workloads.serving_spec import bounds
-from scalebench.workloads.serving_times import frame_of, per_request, percentile, piled_up, rate, steady, time_columns
+from scalebench.workloads.serving_times import (
+    frame_of,
+    grew,
+    per_request,
+    percentile,
+    piled_up,
+    rate,
+    steady,
+    time_columns,
+)
 
 GPT = {"depth": 2, "width": 16, "heads": 2, "vocab_size": 17, "context": 24}
 JOBS = ((3, 5), (9, 2), (1, 12), (6, 1), (4, 7), (2, 3), (8, 9))  # tokens of prompt and answer
@@ -206,6 +215,17 @@ def test_requests_pile_up_beyond_the_capacity_and_hardly_below_it() -> None:
     assert found[1.3] >= 57
     assert piled_up(frames[0], serving_spec(concurrency=4)) is None
     assert piled_up(frames[0].iloc[:99], spec) is None
+
+
+def test_growth_is_kendalls_test_at_one_percent() -> None:
+    from scipy.stats import kendalltau
+
+    rng = np.random.default_rng(5)
+    for slope in np.linspace(0, 0.6, 40):
+        values = rng.standard_normal(10) + slope * np.arange(10)
+        assert grew(values) == (kendalltau(np.arange(10), values, alternative="greater").pvalue < 0.01)
+    assert grew(np.arange(1000.0))
+    assert not grew(np.ones(1000))
 
 
 # --- what times say --------------------------------------------------------------------------------------------------
