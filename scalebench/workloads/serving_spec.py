@@ -15,6 +15,7 @@ from scalebench.workloads.inference_spec import WEIGHT_DTYPES, cached_bytes, sto
 
 LOADS = ("load", "requests_per_s", "concurrency")  # how requests arrive: one of these
 DEFAULT_LOAD = 0.7
+FEWEST_REQUESTS = 10  # by which a rate is measured
 
 
 class ServingSection(Section):
@@ -33,7 +34,7 @@ class ServingSection(Section):
     prompt_length: Axis[Count] | None = None
     new_tokens: Axis[Count] | None = None
     spread: Axis[Annotated[float, Field(ge=0, lt=1)]] = (0.5,)
-    requests: Axis[Count] = (200,)
+    requests: Axis[Annotated[Count, Field(ge=FEWEST_REQUESTS)]] = (200,)
     first_token_within_s: Axis[Finite] | None = None
     token_within_s: Axis[Finite] | None = None
     weight_dtype: Axis[Annotated[str, one_of(WEIGHT_DTYPES)]] = ("float32",)
