@@ -144,17 +144,16 @@ class Loop:
 
     def _arrive(self) -> None:
         """Take in what has arrived: after the last request to answer no more than fill the batch once more."""
-        if self._enough:
+        if self._have_enough():
             return
         for request in self.load.due(self.clock.now()):
             request.number = len(self.requests)
             self.requests.append(request)
             self._waiting.append(request)
-            if self._enough:
+            if self._have_enough():
                 return
 
-    @property
-    def _enough(self) -> bool:
+    def _have_enough(self) -> bool:
         """Whether what has arrived keeps the batch full until the last request to answer is answered."""
         return len(self.requests) >= self._count and len(self._waiting) >= self._rows
 
