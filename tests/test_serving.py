@@ -327,6 +327,8 @@ def test_costs_are_planned(study_path: Path) -> None:
     assert config.context >= 13
     (larger,) = plan(load_study(study_path, ["serving.max_batch=300"]))
     added = 2 * config.depth * config.heads * config.head_dim * 13 * 4 * (300 - 3)
+    (slow,) = plan(load_study(study_path, ["serving.requests_per_s=0.5"]))
+    assert slow.cost.seconds(None) > 13 / 0.5  # the requests of the load arrive two seconds apart
     assert larger.cost.memory_bytes - trial.cost.memory_bytes == added
 
 
@@ -338,6 +340,7 @@ def test_costs_are_planned(study_path: Path) -> None:
         (["serving.implementation=fused"], "serving.implementation"),
         (["serving.spread=1"], "serving.spread"),
         (["serving.load=0"], "serving.load"),
+        (["serving.load=0.001"], "greater than or equal to 0.01"),
         (["serving.max_batch=0"], "serving.max_batch"),
         (["model.context=12"], "9 + 4 tokens, does not fit a context of 12"),
         (["serving.requests=2.5"], "serving.requests"),
