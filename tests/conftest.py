@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,10 +56,32 @@ STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    for plugin in session.config.pluginmanager.get_plugins():
+        if hasattr(plugin, "sendevent"):  # this is a worker process
+            _send_less(plugin, session.config)
     if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()
+
+
+def _send_less(worker: Any, config: pytest.Config) -> None:
+    """Let a worker of xdist send two messages on a test that passes, not six, each of which costs both processes time.
+
+    Nothing is printed of a test's start and end, nor of a set-up or tear-down without an error, except their times
+    where the command line asks for them.
+    """
+    if config.getoption("durations") is not None or config.getoption("xmlpath") is not None:
+        return
+    send = worker.sendevent
+
+    def send_what_is_printed(name: str, **content: Any) -> None:
+        report = content.get("data", {})
+        silent = report.get("outcome") == "passed" and report.get("when") in ("setup", "teardown")
+        if name not in ("logstart", "logfinish") and not silent:
+            send(name, **content)
+
+    worker.sendevent = send_what_is_printed
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -1,4 +1,7 @@
-"""A parent that trains in a moment, children that start from it, and ways to plan, run and refuse such studies."""
+"""A parent that trains in a moment, children that start from it, and ways to plan, run and refuse such studies.
+
+No two more steps of theirs are taken to split their memory by category, which none of these tests reads.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,19 @@ warmup_steps = 5
 validation_samples = 32
 [run]
 checkpoint = true
+memory = "allocator"
 """
-CHILD = 'schema = 1\nname = "child"\n[train]\nsteps = 50\n[run]\ncheckpoint = true\n[from]\nstudy = "parent"\n'
+CHILD = """
+schema = 1
+name = "child"
+[train]
+steps = 50
+[run]
+checkpoint = true
+memory = "allocator"
+[from]
+study = "parent"
+"""
 CONTINUED = CHILD + "optimizer_state = true\n"
 FINETUNED = """
 schema = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from scalebench.errors import StudyError, unknown
@@ -15,9 +16,16 @@ def studies_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "studies"
 
 
+def shipped_studies() -> dict[str, Path]:
+    """Return the studies that ship by name, in alphabetical order."""
+    folder = studies_dir()
+    names = sorted(entry.removesuffix(".toml") for entry in os.listdir(folder) if entry.endswith(".toml"))
+    return {name: folder / f"{name}.toml" for name in names}
+
+
 def find_study(name: str) -> Path:
     """Return the path of a study given by path or by the name of one that ships; ``StudyError`` when there is none."""
-    shipped = {path.stem: path for path in sorted(studies_dir().glob("*.toml"))}
+    shipped = shipped_studies()
     if name in shipped:
         return shipped[name]
     path = expanded(name)
