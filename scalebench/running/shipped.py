@@ -16,19 +16,23 @@ def studies_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "studies"
 
 
+def shipped_names() -> list[str]:
+    """Return the names of the studies that ship, in alphabetical order."""
+    return sorted(entry.removesuffix(".toml") for entry in os.listdir(studies_dir()) if entry.endswith(".toml"))
+
+
 def shipped_studies() -> dict[str, Path]:
-    """Return the studies that ship by name, in alphabetical order."""
+    """Return the files of the studies that ship, by name."""
     folder = studies_dir()
-    names = sorted(entry.removesuffix(".toml") for entry in os.listdir(folder) if entry.endswith(".toml"))
-    return {name: folder / f"{name}.toml" for name in names}
+    return {name: folder / f"{name}.toml" for name in shipped_names()}
 
 
 def find_study(name: str) -> Path:
     """Return the path of a study given by path or by the name of one that ships; ``StudyError`` when there is none."""
-    shipped = shipped_studies()
+    shipped = shipped_names()
     if name in shipped:
-        return shipped[name]
+        return studies_dir() / f"{name}.toml"
     path = expanded(name)
     if not path.exists() and path.suffix != ".toml":
-        raise StudyError([f"{name}: {unknown(name, list(shipped)).replace('unknown', 'no such file or study', 1)}"])
+        raise StudyError([f"{name}: {unknown(name, shipped).replace('unknown', 'no such file or study', 1)}"])
     return path
