@@ -37,7 +37,7 @@ import pytest
 import quick_commands
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
-from refits_support import refits_of
+from refits_support import FEW, refits_of
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
@@ -180,7 +180,7 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scalebench.reporting import render
 
     def fill(folder: Path) -> None:
-        with refits_of(50):
+        with refits_of(FEW):
             (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
@@ -188,8 +188,8 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_refits() -> Iterator[None]:
-    """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
-    with refits_of(50):
+    """Intervals from few refits, not from 1,000: for tests that assert nothing about where intervals end."""
+    with refits_of(FEW):
         yield
 
 
