@@ -25,6 +25,8 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
+# No test cuts the power, which is what files are synced for.
+os.fsync = lambda _: None
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
 os.environ["COLUMNS"] = "240"
 # Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the

@@ -144,8 +144,8 @@ def accepts_other_content(
 @pytest.mark.parametrize(
     ("file", "share"),
     [
-        *(("record.json", 0.003), ("record.json", 0.05), ("trial.json", 0.003), ("study.json", 0.001)),
-        pytest.param("trial.json", 0.05, marks=pytest.mark.slow),
+        *(("record.json", 0.003), ("trial.json", 0.003), ("study.json", 0.001)),
+        *(pytest.param(name, 0.05, marks=pytest.mark.slow) for name in ("record.json", "trial.json")),
     ],
 )
 def test_no_changed_bit_is_read_as_another_value(copied: Path, file: str, share: float) -> None:

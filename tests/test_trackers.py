@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_support import attempt_of, ALPHA, planted, write_study
+from command_support import ALPHA, attempt_of, planted, write_study
 
 from scalebench import store
 from scalebench.points import exports

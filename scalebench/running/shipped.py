@@ -18,7 +18,8 @@ def studies_dir() -> Path:
 
 def shipped_names() -> list[str]:
     """Return the names of the studies that ship, in alphabetical order."""
-    return sorted(entry.removesuffix(".toml") for entry in os.listdir(studies_dir()) if entry.endswith(".toml"))
+    with os.scandir(studies_dir()) as entries:
+        return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
 def shipped_studies() -> dict[str, Path]:

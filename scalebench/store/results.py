@@ -51,7 +51,7 @@ def read_results(*paths: str | Path) -> Results:
     """
     damaged: list[str] = []
     tables: list[pd.DataFrame] = []
-    folders: list[str] = []  # of each row: what records of a renamed folder call their study is another name
+    folders: list[str] = []  # of each row
     files: list[Missing] = []
     studies: dict[str, dict[str, Any]] = {}
     recorded: dict[str, set[str]] = defaultdict(set)
@@ -68,9 +68,9 @@ def read_results(*paths: str | Path) -> Results:
 
 
 def _each_attempt_once(frame: pd.DataFrame, folders: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the table without copies of attempts, its studies named as their ``folders``, and a line on each study
-    that has none but copies.
+    """Return the table without copies of attempts, and a line on each study that has none but copies.
 
+    ``folders`` has the name of each row's folder, which becomes its study: records of a renamed folder say another.
     Two folders may hold the same attempt, and each would count as a run. Its name has its time and random digits, so
     that equal names are copies. The one in the folder that it was made in counts, of several the last.
     """
@@ -82,8 +82,8 @@ def _each_attempt_once(frame: pd.DataFrame, folders: Sequence[str]) -> tuple[pd.
     copies = made_last.duplicated(["made_in", "trial_id", "attempt"], keep="last").reindex(frame.index)
     kept, copied = frame[~copies].reset_index(drop=True), made_here[copies]
     lines = [
-        f"{folder}: copies of {number_of(len(rows), 'trial')} of {', '.join(map(str, rows['made_in'].unique()))}, which "
-        "count there and not here"
+        f"{folder}: copies of {number_of(len(rows), 'trial')} of {', '.join(map(str, rows['made_in'].unique()))}, "
+        "which count there and not here"
         for folder, rows in copied.groupby("study")
         if folder not in set(kept["study"])
     ]
