@@ -38,10 +38,9 @@ memory = "allocator"
 """
 
 
-# Two trials, which differ in both.
-PAIR = SMALL_ENSEMBLE.replace("learning_rate = [0.01, 0.002]\nweight_decay = [0.1, 0.3]\n", "") + (
-    "[[zip]]\ntrain.learning_rate = [0.01, 0.002]\ntrain.weight_decay = [0.1, 0.3]\n"
-)
+AXES = "seed = [0, 1]\nlearning_rate = [0.01, 0.002]\nweight_decay = [0.1, 0.3]\n"
+# Two trials, which differ in all three.
+PAIR = SMALL_ENSEMBLE.replace(AXES, "") + "[[zip]]\n" + "".join(f"train.{axis}\n" for axis in AXES.splitlines())
 
 
 def small_study(folder: Path, *settings: str, text: str = SMALL_ENSEMBLE) -> Study:
