@@ -117,7 +117,7 @@ def quick_rewriter(general: General) -> General:
 
     def rewrite(self: Any) -> Any:
         source, line = _source_of(self.fn)
-        if not source or self.kwargs or self.fn.__closure__:
+        if not source or self.fn.__closure__:
             return general(self)
         if source not in _rewritten:
             _rewritten[source] = _compiled(self, source)

@@ -14,7 +14,8 @@ from triton.runtime import interpreter
 _SHAPES: dict[tuple[int, ...], tuple[Any, int]] = {}  # the shape of a block type and its size
 _SIZES: dict[int, tuple[Any, Any]] = {}  # the size and shape of a tensor, by the identity of its type's
 _SIZES_OF: dict[int, tuple[int, ...]] = {}  # the numbers in a shape of the two dicts above, by its identity
-_BLOCK_TYPES: dict[tuple[int, str], Any] = {}  # by the identity of a shape and the name of a dtype
+_BLOCK_TYPES: dict[tuple[Any, ...], Any] = {}  # by the identity of a shape and what tells dtypes apart
+_BROADCAST: dict[tuple[int, ...], tuple[int, ...] | None] = {}  # sizes, by the identities of shapes
 _NAMES: dict[tuple[str, tuple[int, ...]], str] = {}
 _DTYPES: dict[str, Any] = {}
 SCALAR_SHAPE = tl.tuple([])
@@ -47,10 +48,15 @@ def init_block_type(self: Any, element_ty: Any, shape: Any) -> None:
 
 
 def find_block_type(element_ty: Any, shape: Any) -> Any:
-    """Return the block type of a dtype and the shape of a type; the same one each time, but for pointers."""
-    if id(shape) not in _SIZES_OF or element_ty.is_ptr():
+    """Return the block type of a dtype and the shape of a type; the same one each time."""
+    if type(element_ty) is tl.dtype:
+        key: tuple[Any, ...] = id(shape), element_ty.name
+    elif type(element_ty) is tl.pointer_type and type(element_ty.element_ty) is tl.dtype:
+        key = id(shape), element_ty.element_ty.name, element_ty.address_space, element_ty.const
+    else:
         return tl.block_type(element_ty, shape)
-    key = id(shape), element_ty.name
+    if id(shape) not in _SIZES_OF:
+        return tl.block_type(element_ty, shape)
     if key not in _BLOCK_TYPES:
         _BLOCK_TYPES[key] = tl.block_type(element_ty, shape)
     return _BLOCK_TYPES[key]
@@ -68,13 +74,14 @@ def type_like(dtype: Any, shape: Any) -> Any:
 
 def broadcast(*shapes: Any) -> tuple[int, ...] | None:
     """Return the sizes to which shapes of tensors are broadcast; None where blocks differ in rank or do not fit."""
-    blocks = [_SIZES_OF[id(shape)] for shape in shapes if shape is not SCALAR_SHAPE]
-    if len({len(sizes) for sizes in blocks}) > 1:
-        return None
-    try:
-        return np.broadcast_shapes(*blocks)
-    except ValueError:
-        return None
+    key = tuple(map(id, shapes))
+    if key not in _BROADCAST:
+        blocks = [_SIZES_OF[id(shape)] for shape in shapes if shape is not SCALAR_SHAPE]
+        try:
+            _BROADCAST[key] = np.broadcast_shapes(*blocks) if len({len(sizes) for sizes in blocks}) < 2 else None
+        except ValueError:
+            _BROADCAST[key] = None
+    return _BROADCAST[key]
 
 
 def unwrap(value: Any) -> Any:
