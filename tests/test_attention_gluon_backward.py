@@ -152,7 +152,7 @@ BROKEN_SHAPES: list[Shape] = [
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., Any]:
+def changed() -> Callable[..., Any]:
     """Return the kernels' module with pieces of its source replaced."""
 
     def change(kind: str, *replacements: str) -> Any:
@@ -162,8 +162,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
         for old, new in zip(replacements[::2], replacements[1::2], strict=True):
             assert old in parts[kind], f"not in the source: {old}"
             parts[kind] = parts[kind].replace(old, new, 1)
-        path = tmp_path / "changed_backward.py"
-        return load_changed(path, parts["keys"] + parts["queries"])
+        return load_changed(parts["keys"] + parts["queries"])
 
     return change
 

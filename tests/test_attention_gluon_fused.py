@@ -181,7 +181,7 @@ BROKEN_SHAPES: list[Shape] = [(1, 2, 1, 140, 300, 128, True), (1, 2, 1, 300, 131
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., Any]:
+def changed() -> Callable[..., Any]:
     """Return the kernel's module with pieces of its source replaced, and few polls."""
 
     def change(*replacements: str) -> Any:
@@ -189,8 +189,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
         for old, new in zip(("1 << 20", *replacements[::2]), ("1 << 2", *replacements[1::2]), strict=True):
             assert old in source, f"not in the source: {old}"
             source = source.replace(old, new, 1)
-        path = tmp_path / "changed_fused.py"
-        return load_changed(path, source)
+        return load_changed(source)
 
     return change
 
