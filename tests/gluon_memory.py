@@ -6,7 +6,7 @@ import math
 import operator
 import types
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,11 +52,14 @@ class Memory:
         self.tensor, self.allocation = tensor, allocation
         self.shape, self.dtype = list(tensor.shape), dtype
         self.views: dict[Any, Memory] = {}
+        self._range: Range | None = None
 
-    @cached_property
+    @property
     def range(self) -> Range:
         """The bytes of this view."""
-        return Range(self.allocation, self.tensor)
+        if self._range is None:
+            self._range = Range(self.allocation, self.tensor)
+        return self._range
 
     def _view(self, view: Callable[..., Tensor], *arguments: Any) -> Memory:
         key = view.__name__, *arguments
