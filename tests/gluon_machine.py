@@ -68,7 +68,6 @@ class Machine:
             for partition in self.alive:
                 partition.throw()
 
-
     def go_on(self, waiting: Partition | None) -> bool:
         """Do what is due next; return whether it is the partition that waits, or one that has run meanwhile."""
         self.now, _, action = heappop(self.queue)

@@ -201,4 +201,3 @@ def quick_reductions() -> dict[str, General]:
 def quick_members(general: dict[str, General]) -> dict[str, General]:
     """Return members of ``tl.tensor`` for the general ones, by name."""
     return {"to": _converter(general["to"])}
-
