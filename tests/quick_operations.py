@@ -51,7 +51,7 @@ def number_of(value: Any, kind: Any) -> Any:
     if type(value) is not int and type(value) is not float:
         return None
     key = kind, type(value), value
-    number = _NUMBERS.get(key) if value else None  # zeros of both signs would be one key
+    number = _NUMBERS.get(key) if value or type(value) is int else None  # 0.0 and -0.0 would be one key
     if number is None:
         number = _number_of(value, kind)
         if number is not None and value == value:  # noqa: PLR0124 - not NaN, which is another key each time
@@ -121,7 +121,7 @@ def _adder(general: General) -> General:
             if sizes is None:
                 return general(self, other)
             made = find_type(self.dtype, sizes)
-        data = self.handle.data + width * other.handle.data.astype(np.uint64)
+        data = self.handle.data + (other.handle.data * np.int64(width)).view(np.uint64)
         return tensor_of(data, self.handle.dtype, made)
 
     return add

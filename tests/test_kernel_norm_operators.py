@@ -54,7 +54,7 @@ def test_opcheck(kind, residual):
     )
 
 
-@pytest.mark.parametrize(("rows", "width"), [(300, 33), (24, 8200)])
+@pytest.mark.parametrize(("rows", "width"), [(300, 33), (10, 8200)])
 def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, rows, width):
     """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
     launched = guarded_launches(monkeypatch, {"scalekernels.norm.kernels": LAUNCHED})
