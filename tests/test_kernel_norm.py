@@ -11,7 +11,7 @@ from kernel_support import (
     install_mutant,
     poisoned_memory,  # noqa: F401 - a fixture
 )
-from norm_support import case_failure, gradients
+from norm_support import Compared, case_failure, compared, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 
@@ -222,8 +222,8 @@ CASES_OF_MUTANTS = (Case("layer", 20, 100, True, torch.float32), Case("layer", 3
 
 
 @pytest.fixture(scope="module")
-def revealing() -> list[dict[str, torch.Tensor]]:
-    """Values that a wrong mean, a forgotten eps or a lost block would change, of each case."""
+def revealing() -> list[tuple[dict[str, torch.Tensor], list[Compared]]]:
+    """Values that a wrong mean, a forgotten eps or a lost block would change, of each case, and what they give."""
     values = []
     for case in CASES_OF_MUTANTS:
         tensors = norm.inputs(case)
@@ -231,12 +231,13 @@ def revealing() -> list[dict[str, torch.Tensor]]:
         tensors["residual"] *= 0.01
         tensors["x"][0] = tensors["residual"][0] = 0
         tensors["grad_normed"] += 1
-        values.append(tensors)
+        values.append((tensors, [compared(case, backward, tensors) for backward in (False, True)]))
     return values
 
 
 def fails(revealing, index, backward) -> bool:
-    return case_failure(CASES_OF_MUTANTS[index], backward, tensors=revealing[index]) is not None
+    tensors, known = revealing[index]
+    return case_failure(CASES_OF_MUTANTS[index], backward, tensors, known[backward]) is not None
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
