@@ -71,6 +71,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Search for garbage from here on, but only among what tests make; fork the server of drivers before any test."""
     gc.freeze()
+    if "triton.runtime.cache" in sys.modules and session.config.cache is not None:
+        from quick_triton import keep_key
+
+        keep_key(session.config.cache)
     session.config.stash[STARTED_DRIVERS] = drivers = Drivers()
     if any("drivers" in getattr(item, "fixturenames", ()) for item in session.items):
         drivers.fork_server()
