@@ -19,7 +19,7 @@ LAUNCHED = ("forward", "forward_wide", "backward", "backward_wide", "parameters_
 def case_failure(
     case: Case, backward: bool, tensors: Mapping[str, Tensor] | None = None, known: Compared | None = None
 ) -> str | None:
-    """Why our norm fails the acceptance rule on a case, by its own inputs or others, for which the rest may be known."""
+    """Why our norm fails the acceptance rule on a case, by its own inputs or others; what they give may be known."""
     if known is None:
         known = _of_case(case, backward) if tensors is None else compared(case, backward, tensors)
     theirs, exact, terms = known
