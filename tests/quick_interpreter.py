@@ -1,13 +1,13 @@
-"""Triton's interpreter with less repeated work: what a kernel computes is the same, in a quarter of the time.
+"""Triton's interpreter with less repeated work: what a kernel computes is the same, in a fraction of the time.
 
 For every launch, and for every call of a helper inside a kernel, the interpreter lists all members of
 ``triton.language`` and replaces the builtins among them. Here they are replaced once, for good: no kernel is compiled
 in a process that interprets. The parts of types are worked out once for a shape (quick_types.py); operators, loads,
-stores and casts go to the arrays directly where conversion and broadcasting change nothing (quick_operations.py,
-quick_access.py). Sums
-and products of integers are computed once: the interpreter computes them a second time in 64 bits, for an assertion
-that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines the halves of a block
-until one slice is left, as the threads of a device do, instead of one number after the other.
+stores, casts and products go to the arrays directly where conversion and broadcasting change nothing
+(quick_operations.py, quick_access.py, quick_functions.py), and launches read signatures and sources once
+(quick_launch.py). Sums and products of integers are computed once: the interpreter computes them a second time in 64
+bits, for an assertion that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines
+the halves of a block until one slice is left, as the threads of a device do, instead of one number after the other.
 """
 
 from __future__ import annotations
