@@ -99,6 +99,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(10_000)  # a fortieth of the time went into searches after every 700 objects
     if "torch" in sys.modules:
         _seed_without_stacks()
+    if "triton.runtime.cache" in sys.modules and session.config.cache is not None:
+        from quick_triton import keep_key
+
+        keep_key(session.config.cache)
     session.config.stash[STARTED_DRIVERS] = drivers = Drivers()
     if any("drivers" in getattr(item, "fixturenames", ()) for item in session.items):
         drivers.fork_server()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -100,26 +97,29 @@ def error(pair: tuple[Tensor, Tensor]) -> float:
     return float((output.double() - expected).norm() / expected.norm())
 
 
-def load_changed(path: Path, source: str) -> ModuleType:
-    """Write the changed source of a module to ``path`` and import it from there."""
-    path.write_text(source, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with patch.object(inspect, "getsourcelines", _source_lines(source)):
-        spec.loader.exec_module(module)
+def load_changed(source: str) -> ModuleType:
+    """Return the module that a changed source makes.
+
+    Parts of it that two empty lines separate are compiled once, also where several copies share them.
+    """
+    module = ModuleType("changed")
+    for part in source.split("\n\n\n"):
+        with patch.object(inspect, "getsourcelines", _source_lines(part)):
+            exec(_compiled(part), vars(module))
     return module
 
 
-def _source_lines(source: str) -> Callable[[FunctionType], tuple[list[str], int]]:
-    """Return ``inspect.getsourcelines`` for the functions of one file, which is parsed once and not for each."""
-    lines = source.splitlines(keepends=True)
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    ends = {min(part.lineno for part in (node, *node.decorator_list)): node.end_lineno for node in functions}
+@cache
+def _compiled(source: str) -> CodeType:
+    return compile(source, "<changed>", "exec")
+
+
+def _source_lines(part: str) -> Callable[[FunctionType], tuple[list[str], int]]:
+    """Return ``inspect.getsourcelines`` for the function of a part of a file, which ends with that function."""
+    lines = part.splitlines(keepends=True)
 
     def lines_of(function: FunctionType) -> tuple[list[str], int]:
         first = function.__code__.co_firstlineno
-        return lines[first - 1 : ends[first]], first
+        return lines[first - 1 :], first
 
     return lines_of

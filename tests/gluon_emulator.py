@@ -27,7 +27,6 @@ with those of another, bank conflicts, speed, and anything else that the compile
 from __future__ import annotations
 
 import builtins
-import inspect
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -157,7 +156,7 @@ def _allocate(dtype: torch.dtype, shape: list[int], layout: Any, value: Any = No
     del layout
     if dtype == torch.int64:
         return Barrier(shape[0], f"barrier {next(here().machine.names)}")
-    buffer = Memory(torch.full(shape, math.nan, dtype=dtype), Allocation())
+    buffer = Memory(torch.full(shape, math.nan), dtype, Allocation())
     if value is not None:
         buffer.store(value)
     return buffer
@@ -285,9 +284,8 @@ def launch(kernel: Any, programs: int, arguments: Mapping[str, Any], seed: int =
     ``arguments`` holds all by name: tensors become pointers, tensor descriptors of the host (or ``Descriptor``) those
     of TMA, constexpr parameters stay as they are. Raises ``HazardError``, ``DeadlockError`` or what the kernel raises.
     """
-    parameters = inspect.signature(kernel.fn).parameters
-    constants = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
+    constants = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
     body = lowered(kernel)
+    values = tuple(_argument(name, arguments[name], constants) for name in kernel.arg_names)
     for program in range(programs):
-        values = tuple(_argument(name, arguments[name], constants) for name in parameters)
         Machine(Schedule(seed, program), program, programs).run(body, values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import textwrap
 from functools import cache
 
@@ -17,6 +18,8 @@ from functools import cache
 @cache
 def not_carried(source: str) -> frozenset[str]:
     """Return the names that a loop of a function assigns, and that have the value from before it after one round."""
+    if not re.search(r"\b(for|while)\b", source):
+        return frozenset()
     (function,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(function, ast.FunctionDef)
     numbers = itertools.count()
@@ -55,6 +58,7 @@ def _visited_loop(loop: ast.For | ast.While, values: dict[str, int], numbers: it
 
 
 def _names(statement: ast.stmt) -> set[str]:
-    """Names that a statement assigns, those in its parts included."""
-    stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+    """Names that a statement assigns, those in its parts included; the value that is assigned has none."""
+    parts = statement.targets if isinstance(statement, ast.Assign) else [statement]
+    stored = (node for part in parts for node in ast.walk(part) if isinstance(node, ast.Name))
     return {node.id for node in stored if isinstance(node.ctx, ast.Store)}

@@ -5,10 +5,11 @@ Threads would do the same, but switching them is what a run would spend most of 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import random
 from collections.abc import Callable
+from heapq import heappop, heappush
+from math import log
 from typing import Any
 
 from greenlet import getcurrent, greenlet
@@ -38,7 +39,7 @@ class Schedule:
             return 1.0 if actor.startswith("partition") else late
         if actor not in self.scale:
             self.scale[actor] = self.random.choice((0.1, 1.0, 10.0))
-        return self.scale[actor] * self.random.expovariate(1.0)
+        return self.scale[actor] * -log(1.0 - self.random.random())  # as ``random.expovariate`` with a mean of 1
 
 
 class Machine:
@@ -52,25 +53,31 @@ class Machine:
 
     def at(self, delay: float, action: Any) -> None:
         """Queue a partition to go on, or a function to call."""
-        heapq.heappush(self.queue, (self.now + delay, next(self.order), action))
+        heappush(self.queue, (self.now + delay, next(self.order), action))
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run a program to its end, asynchronous stores included."""
         Partition(self, function, arguments, None)
         try:
             while self.queue:
-                self.now, _, action = heapq.heappop(self.queue)
-                if isinstance(action, Partition):
-                    action.waits_for = ""
-                    action.switch()
-                else:
-                    action()
+                self.go_on(None)
             if self.alive:
                 waits = "; ".join(f"{partition.name} waits for {partition.waits_for}" for partition in self.alive)
                 raise DeadlockError(f"program {self.program}: {waits}")
         finally:
             for partition in self.alive:
                 partition.throw()
+
+    def go_on(self, waiting: Partition | None) -> bool:
+        """Do what is due next; return whether it is the partition that waits, or one that has run meanwhile."""
+        self.now, _, action = heappop(self.queue)
+        if not isinstance(action, Partition):
+            action()
+            return False
+        action.waits_for = ""
+        if action is not waiting:
+            action.switch()
+        return True
 
 
 class Partition(greenlet):
@@ -100,17 +107,21 @@ class Partition(greenlet):
                 self.machine.at(0.0, self.creator)
 
     def block(self, why: str) -> None:
-        """Give control back until something queues this partition."""
+        """Let others run until something queues this partition."""
         self.waits_for = why
-        self.parent.switch()
+        while self.machine.queue:
+            if self.machine.go_on(self):
+                return
+        self.parent.switch()  # nothing can happen any more
 
     def step(self) -> None:
         """Let time pass before an operation, in which others may run."""
-        machine, delay = self.machine, self.machine.schedule.delay(self.name)
-        if not (machine.queue and machine.queue[0][0] <= machine.now + delay):
-            machine.now += delay  # nothing else is due before
+        machine = self.machine
+        due, queue = machine.now + machine.schedule.delay(self.name), machine.queue
+        if not (queue and queue[0][0] <= due):
+            machine.now = due  # nothing else is due before
             return
-        machine.at(delay, self)
+        heappush(queue, (due, next(machine.order), self))
         self.block("its turn")
 
 

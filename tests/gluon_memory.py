@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import types
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache
 from typing import Any
 
+import torch
 from gluon_machine import HazardError, Partition, here
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class Range:
 
     def __init__(self, allocation: Allocation, tensor: Tensor) -> None:
         first, sizes, strides = tensor.storage_offset(), tensor.shape, tensor.stride()
-        last = first + sum(size * stride for size, stride in zip(sizes, strides, strict=True)) - sum(strides)
+        last = first - sum(strides) + sum(map(operator.mul, sizes, strides))
         self.allocation, self.first, self.last = allocation, first, last
 
     def overlaps(self, other: Range) -> bool:
@@ -35,38 +37,44 @@ class Allocation:
 
     def require(self, where: Range, action: str, *, write: bool, asynchronous: bool) -> None:
         """Raise ``HazardError`` where an access to a range conflicts with what is in flight."""
-        if any(where.overlaps(other) for other in self.landing):
+        if self.landing and any(where.overlaps(other) for other in self.landing):
             raise HazardError(f"{here().name}: {action} memory on which a TMA load has not landed")
-        if write and any(where.overlaps(other) for other in self.reading):
+        if write and self.reading and any(where.overlaps(other) for other in self.reading):
             raise HazardError(f"{here().name}: {action} memory that a product or TMA store in flight reads")
-        if asynchronous and any(where.overlaps(other) for other in self.dirty):
+        if asynchronous and self.dirty and any(where.overlaps(other) for other in self.dirty):
             raise HazardError(f"{here().name}: {action} memory stored to without fence_async_shared since")
 
 
 class Memory:
-    """A view of shared memory."""
+    """A view of shared memory: numbers of a dtype, held in float32, in which products are computed."""
 
-    def __init__(self, tensor: Tensor, allocation: Allocation) -> None:
+    def __init__(self, tensor: Tensor, dtype: torch.dtype, allocation: Allocation) -> None:
         self.tensor, self.allocation = tensor, allocation
-        self.shape, self.dtype = list(tensor.shape), tensor.dtype
-        self.views: dict[tuple[object, ...], Memory] = {}
+        self.shape, self.dtype = list(tensor.shape), dtype
+        self.views: dict[Any, Memory] = {}
+        self._range: Range | None = None
 
-    @cached_property
+    @property
     def range(self) -> Range:
         """The bytes of this view."""
-        return Range(self.allocation, self.tensor)
+        if self._range is None:
+            self._range = Range(self.allocation, self.tensor)
+        return self._range
 
     def _view(self, view: Callable[..., Tensor], *arguments: Any) -> Memory:
         key = view.__name__, *arguments
         if key not in self.views:
-            self.views[key] = Memory(view(self.tensor, *arguments), self.allocation)
+            self.views[key] = Memory(view(self.tensor, *arguments), self.dtype, self.allocation)
         return self.views[key]
 
     def index(self, i: int) -> Memory:
         """One element of the first dimension."""
+        if i in self.views:
+            return self.views[i]
         if not 0 <= i < self.shape[0]:
             raise HazardError(f"index {i} of a buffer of {self.shape[0]}")
-        return self._view(Tensor.select, 0, int(i))
+        self.views[i] = self._view(Tensor.select, 0, int(i))
+        return self.views[i]
 
     def slice(self, start: int, length: int, dim: int = 0) -> Memory:
         """Part of one dimension."""
@@ -82,20 +90,21 @@ class Memory:
 
     def store(self, value: Tensor) -> None:
         """Write by ordinary stores."""
-        here().step()
+        partition = here()
+        partition.step()
         self.allocation.require(self.range, "stores to", write=True, asynchronous=False)
         if value.dtype != self.dtype or list(value.shape) != self.shape:
             raise HazardError(f"stores {value.dtype} {list(value.shape)} to {self.dtype} {self.shape}")
         self.tensor.copy_(value)
         self.allocation.dirty.append(self.range)
-        here().dirty.append(self.allocation.dirty[-1])
+        partition.dirty.append(self.range)
 
     def load(self, layout: Any = None) -> Tensor:
         """Read by ordinary loads."""
         del layout
         here().step()
         self.allocation.require(self.range, "loads from", write=False, asynchronous=False)
-        return self.tensor.clone()
+        return self.tensor.to(self.dtype, copy=True)
 
 
 class Barrier:
@@ -140,19 +149,26 @@ class Descriptor:
         nbytes = math.prod(block_shape) * tensor.element_size()
         self.block_type = types.SimpleNamespace(shape=self.block_shape, nbytes=nbytes)
         self.nbytes_per_cta = nbytes
-        self.boxes: dict[tuple[int, ...], tuple[tuple[slice, ...], tuple[slice, ...]]] = {}
+        self.boxes: dict[tuple[int, ...], tuple[Tensor, tuple[slice, ...], bool]] = {}
 
-    def inside(self, at: list[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Return the part of the tensor and the part of the block that a box at ``at`` covers."""
+    def inside(self, at: list[int]) -> tuple[Tensor, tuple[slice, ...], bool]:
+        """Return the part of the tensor and the part of the block that a box at ``at`` covers; whether it is all."""
         box = tuple(at)
         if box not in self.boxes:
-            self.boxes[box] = self._inside(box)
+            of_tensor, of_block, is_whole = _box(tuple(self.tensor.shape), tuple(self.block_shape), box)
+            self.boxes[box] = self.tensor[of_tensor], of_block, is_whole
         return self.boxes[box]
 
-    def _inside(self, at: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        of_tensor, of_block = [], []
-        for start, size, length in zip(map(int, at), self.block_shape, self.tensor.shape, strict=True):
-            first, last = min(max(start, 0), length), max(min(start + size, length), 0)
-            of_tensor.append(slice(first, max(first, last)))
-            of_block.append(slice(first - start, max(first, last) - start))
-        return tuple(of_tensor), tuple(of_block)
+
+@cache
+def _box(
+    shape: tuple[int, ...], block_shape: tuple[int, ...], at: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...], bool]:
+    """Return where a block at ``at`` lies in a tensor, and which part of the block that is; whether it is all of it."""
+    of_tensor, of_block = [], []
+    for start, size, length in zip(map(int, at), block_shape, shape, strict=True):
+        first, last = min(max(start, 0), length), max(min(start + size, length), 0)
+        of_tensor.append(slice(first, max(first, last)))
+        of_block.append(slice(first - start, max(first, last) - start))
+    whole = [slice(0, size) for size in block_shape]
+    return tuple(of_tensor), tuple(of_block), of_block == whole

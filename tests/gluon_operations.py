@@ -54,9 +54,12 @@ def load_async(descriptor: Descriptor, at: list[int], barrier: Barrier, memory: 
     memory.tensor.fill_(math.nan)
 
     def land() -> None:
-        of_tensor, of_block = descriptor.inside(at)
-        memory.tensor.zero_()
-        memory.tensor[of_block] = descriptor.tensor[of_tensor]
+        of_tensor, of_block, is_whole = descriptor.inside(at)
+        if is_whole:
+            memory.tensor.copy_(of_tensor)
+        else:
+            memory.tensor.zero_()
+            memory.tensor[of_block] = of_tensor.to(memory.tensor.dtype)
         allocation.landing.remove(where)
         barrier.change(0, -descriptor.block_type.nbytes)
 
@@ -70,9 +73,9 @@ def store_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
     allocation.require(where, "stores by TMA from", write=False, asynchronous=True)
     allocation.reading.append(where)
     partition.stores.append(where)
-    of_tensor, of_block = descriptor.inside(at)
+    of_tensor, of_block, _ = descriptor.inside(at)
     value = memory.tensor[of_block].clone()
-    partition.machine.at(partition.machine.schedule.delay("store"), lambda: descriptor.tensor[of_tensor].copy_(value))
+    partition.machine.at(partition.machine.schedule.delay("store"), lambda: of_tensor.copy_(value))
 
 
 def add_async(descriptor: Descriptor, at: list[int], memory: Memory, landed: Callable[[], None] = lambda: None) -> None:
@@ -88,11 +91,11 @@ def add_async(descriptor: Descriptor, at: list[int], memory: Memory, landed: Cal
     allocation.reading.append(where)
     partition.stores.append(where)
     partition.additions += 1
-    of_tensor, of_block = descriptor.inside(at)
+    of_tensor, of_block, _ = descriptor.inside(at)
     value = memory.tensor[of_block].clone()
 
     def land() -> None:
-        descriptor.tensor[of_tensor] += value
+        of_tensor.add_(value)
         partition.additions -= 1
         landed()
         if partition.waits_for == ADDITIONS and not partition.additions:
@@ -139,10 +142,10 @@ class Product:
         for where in self.ranges:
             where.allocation.require(where, "multiplies", write=False, asynchronous=True)
             where.allocation.reading.append(where)
-        left = a.tensor if isinstance(a, Memory) else a
-        if left.dtype != b.dtype:
-            raise HazardError(f"a product of {left.dtype} and {b.dtype}")
-        self.product, self.acc, self.use_acc = left.float() @ b.tensor.float(), acc, bool(use_acc)
+        if a.dtype != b.dtype:
+            raise HazardError(f"a product of {a.dtype} and {b.dtype}")
+        left = a.tensor if isinstance(a, Memory) else a.float()
+        self.product, self.acc, self.use_acc = left @ b.tensor, acc, bool(use_acc)
 
     def retire(self) -> None:
         """Compute the result and let go of the operands."""

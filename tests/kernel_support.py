@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,7 @@ def install_mutant(monkeypatch: pytest.MonkeyPatch, folder: Path, module: Module
     The copy has the module's imports, its jit functions and the constants that these use, and nothing else, so that no
     operator is registered twice. A mutation whose text has gone from the kernel fails the test instead of passing it.
     """
-    source = _jit_source(module)
+    source, names = _jit_source(module)
     assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {module.__name__}; expected once"
     path = folder / f"mutant_{module.__name__.replace('.', '_')}.py"
     path.write_text(source.replace(old, new))
@@ -90,11 +91,13 @@ def install_mutant(monkeypatch: pytest.MonkeyPatch, folder: Path, module: Module
     assert spec.loader is not None
     mutant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutant)
-    for function in _jit_functions(ast.parse(source)):
-        monkeypatch.setattr(module, function.name, getattr(mutant, function.name))
+    for name in names:
+        monkeypatch.setattr(module, name, getattr(mutant, name))
 
 
-def _jit_source(module: ModuleType) -> str:
+@cache
+def _jit_source(module: ModuleType) -> tuple[str, list[str]]:
+    """Return the part of a module's source that its jit functions need, and the names of these."""
     assert module.__file__ is not None
     text = Path(module.__file__).read_text()
     tree = ast.parse(text)
@@ -104,7 +107,8 @@ def _jit_source(module: ModuleType) -> str:
     while len(needed) < len(needed := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
         used = {name.id for node in needed for name in ast.walk(node) if isinstance(name, ast.Name)}
     lines = text.splitlines()
-    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in needed) + "\n"
+    parts = ("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in needed)
+    return "\n\n".join(parts) + "\n", [kernel.name for kernel in kernels]
 
 
 def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:

@@ -1,13 +1,13 @@
-"""Triton's interpreter with less repeated work: what a kernel computes is the same, in a quarter of the time.
+"""Triton's interpreter with less repeated work: what a kernel computes is the same, in a fraction of the time.
 
 For every launch, and for every call of a helper inside a kernel, the interpreter lists all members of
 ``triton.language`` and replaces the builtins among them. Here they are replaced once, for good: no kernel is compiled
 in a process that interprets. The parts of types are worked out once for a shape (quick_types.py); operators, loads,
-stores and casts go to the arrays directly where conversion and broadcasting change nothing (quick_operations.py,
-quick_access.py). Sums
-and products of integers are computed once: the interpreter computes them a second time in 64 bits, for an assertion
-that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines the halves of a block
-until one slice is left, as the threads of a device do, instead of one number after the other.
+stores, casts and products go to the arrays directly where conversion and broadcasting change nothing
+(quick_operations.py, quick_access.py, quick_functions.py), and launches read signatures and sources once
+(quick_launch.py). Sums and products of integers are computed once: the interpreter computes them a second time in 64
+bits, for an assertion that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines
+the halves of a block until one slice is left, as the threads of a device do, instead of one number after the other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import quick_access
+import quick_functions
+import quick_launch
 import quick_operations
 import quick_types
 import triton.language as tl
-from quick_operations import new_tensor
+from quick_types import new_tensor
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
@@ -48,6 +50,20 @@ def _builtins(owner: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
+def _quick(owner: Any, members: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Return what replaces builtins of an owner where there is a quicker way."""
+    if owner is tl.tensor:
+        access, functions = quick_access.quick_members(members), quick_functions.quick_members(members)
+        return quick_operations.quick_operators(members) | access | functions
+    if owner is tl.math:
+        return quick_functions.quick_math(members)
+    if owner is tl or owner is tl.core:  # jit functions of Triton's own call those of the second
+        quick = quick_access.quick_functions(members) | quick_operations.quick_extremes(members)
+        quick |= {"full": quick_functions.quick_full(members["full"])}
+        return quick | (quick_functions.quick_functions(members) if owner is tl else {})
+    return {}
+
+
 def _replace_language() -> None:
     """Replace the builtins of ``triton.language``, and what else the interpreter replaces, until the process ends."""
     scope = interpreter._LangPatchScope()
@@ -55,13 +71,10 @@ def _replace_language() -> None:
         (owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)
     ]
     for owner, members in replaced:
-        quick = {}
-        if owner is tl.tensor:
-            quick = quick_operations.quick_operators(members) | quick_access.quick_members(members)
-        elif owner in (tl, tl.core):
-            quick = quick_access.quick_functions(members)
-        for name, member in (members | quick).items():
+        for name, member in (members | _quick(owner, members)).items():
             setattr(owner, name, member)
+    for name, member in quick_functions.quick_reductions().items():
+        setattr(tl, name, member)
     interpreter._patch_lang_tensor(tl.tensor, scope)
     for module in (tl, tl.core):
         interpreter._patch_lang_core(module, scope)
@@ -114,8 +127,10 @@ def speed_up() -> None:
     tl.core._unwrap_if_constexpr = quick_types.unwrap
     tl.tensor.__init__ = quick_types.init_tensor
     interpreter.TensorHandle.__init__ = quick_types.init_handle
+    interpreter.TensorHandle.attr, interpreter.TensorHandle.set_attr = {}, quick_types.set_attribute
     interpreter._validate_np_data_size = quick_types.fits
     interpreter._get_np_dtype = quick_types.find_numpy_dtype
+    TritonSemantic.to_tensor = quick_functions.quick_constant(TritonSemantic.to_tensor)
     TritonSemantic.broadcast_impl_value = _broadcast_unless_equal
     TritonSemantic.binary_op_type_checking_impl = _convert_unless_equal
     TritonSemantic.binary_op_sanitize_overflow_impl = lambda *_: None  # its assertion needs ``debug``
@@ -127,3 +142,7 @@ def speed_up() -> None:
     interpreter.ReduceScanOpInterface.to_tensor = _to_tensor
     _replace_language()
     interpreter._patch_lang = lambda _: interpreter._LangPatchScope()  # the next launch finds all replaced
+    interpreter.FunctionRewriter.rewrite_ast = quick_launch.quick_rewriter(interpreter.FunctionRewriter.rewrite_ast)
+    interpreter.InterpretedFunction.__call__ = quick_launch.call
+    interpreter.GridExecutor.__init__ = quick_launch.init_launch
+    interpreter.GridExecutor.__call__ = quick_launch.quick_launcher(interpreter.GridExecutor.__call__)

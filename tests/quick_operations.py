@@ -13,169 +13,238 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
-from quick_types import SCALAR_SHAPE, find_block_type, find_numpy_dtype, find_type
+from quick_types import (
+    ANY,
+    FLOATS,
+    INTEGERS,
+    SCALAR_SHAPE,
+    UNSIGNED,
+    broadcast,
+    find_numpy_dtype,
+    find_type,
+    new_handle,
+    tensor_of,
+    type_like,
+)
 from triton.runtime import interpreter
 
-_FLOATS = {id(tl.float32): np.float32, id(tl.float64): np.float64}
-_INTEGERS = {id(tl.int32): np.int32, id(tl.int64): np.int64}
-_ANY = _FLOATS | _INTEGERS | {id(tl.float16): np.float16}
-_LOGICAL = {id(tl.int1): np.bool_, **_INTEGERS}
+General = Callable[..., Any]
+
+_SHIFTED = INTEGERS | UNSIGNED
+_LOGICAL = {id(tl.int1): np.bool_, **_SHIFTED}
 _LARGEST = float(np.finfo(np.float32).max)
-_ORDINARY = {np.int32: range(-(2**31), 2**31), np.int64: range(-(2**63), 2**63)}
+_ORDINARY = {np.int32: range(-(2**31), 2**31), np.int64: range(-(2**63), 2**63), np.uint32: range(2**32)}
+_NUMBERS: dict[tuple[Any, type, Any], Any] = {}
 
-_make_handle = interpreter.TensorHandle.__new__
 general_convert = interpreter._convert_float
-
-
-def new_handle(data: np.ndarray, dtype: Any) -> Any:
-    """Return the interpreter's value of an array."""
-    handle = _make_handle(interpreter.TensorHandle)
-    handle.data, handle.dtype, handle.attr = data, dtype, {}
-    return handle
-
-
-def new_tensor(data: np.ndarray, dtype: Any) -> Any:
-    """Return an array as a tensor of a kernel; one without dimensions is a scalar, which holds an array of one."""
-    if data.ndim:
-        return tl.tensor(new_handle(data, dtype), find_type(dtype, data.shape))
-    return tl.tensor(new_handle(data.reshape(1), dtype), dtype)
-
-
-def _type_of_both(first: Any, second: Any, dtype: Any, data: np.ndarray) -> Any:
-    if first.shape is second.shape or second.shape is SCALAR_SHAPE:
-        made = first.type
-    else:
-        made = second.type if first.shape is SCALAR_SHAPE else find_type(dtype, data.shape)
-    return made if made.scalar is dtype else _with_dtype(made, dtype)
-
-
-def _with_dtype(made: Any, dtype: Any) -> Any:
-    return find_block_type(dtype, made.shape) if made.is_block() else dtype
 
 
 def _dtype_of_both(first: Any, second: Any) -> Any:
     """Return the dtype in which two operands are combined, or None where there is more to look at."""
     if first is second:
         return first
-    return tl.int64 if id(first) in _INTEGERS and id(second) in _INTEGERS else None
+    return tl.int64 if id(first) in INTEGERS and id(second) in INTEGERS else None
 
 
 def number_of(value: Any, kind: Any) -> Any:
     """Return a number in the dtype of the other operand, or None where the general way has more to look at."""
+    if type(value) is not int and type(value) is not float:
+        return None
+    key = kind, type(value), value
+    number = _NUMBERS.get(key) if value or type(value) is int else None  # 0.0 and -0.0 would be one key
+    if number is None:
+        number = _number_of(value, kind)
+        if number is not None and value == value:  # noqa: PLR0124 - not NaN, which is another key each time
+            _NUMBERS[key] = number
+    return number
+
+
+def _number_of(value: Any, kind: Any) -> Any:
     if type(value) is int and kind in _ORDINARY:
         return kind(value) if value in _ORDINARY[kind] else None
-    if type(value) in {int, float} and kind in {np.float32, np.float64}:
-        return kind(value) if abs(value) <= _LARGEST or math.isinf(value) else None
+    if kind in {np.float32, np.float64}:
+        return kind(value) if abs(value) <= _LARGEST or not math.isfinite(value) else None
     return None
 
 
-def _differ_in_rank(first: Any, second: Any) -> bool:
-    return first.type.is_block() and second.type.is_block() and first.handle.data.ndim != second.handle.data.ndim
-
-
-def _operator(general: Callable[..., Any], operation: Callable[..., Any], kinds: dict[int, Any], result: Any) -> Any:
+def _operator(general: General, operation: General, kinds: dict[int, Any], result: Any = None) -> General:
     """Return an operator on two operands of some dtypes; ``result`` is a dtype, or None for that of both."""
+    known: dict[tuple[int, int, int, int], Any] = {}  # by the shapes and dtypes of both
+
+    def look_up(first: Any, second: Any) -> Any:
+        dtype, sizes = _dtype_of_both(first.dtype, second.dtype), broadcast(first.shape, second.shape)
+        if dtype is None or sizes is None:
+            return None
+        made = dtype if result is None else result
+        return dtype, find_type(made, sizes) if sizes else made
 
     def quick(self: Any, other: Any) -> Any:
+        if type(other) is tl.constexpr:
+            other = other.value
         kind = kinds.get(id(self.dtype))
         if kind is None:
             return general(self, other)
         if type(other) is tl.tensor:
-            dtype = _dtype_of_both(self.dtype, other.dtype)
-            if dtype is None or _differ_in_rank(self, other):
-                return general(self, other)
-            data = operation(self.handle.data, other.handle.data)
-            made = _type_of_both(self, other, dtype, data)
-        else:
-            number = number_of(other.value if type(other) is tl.constexpr else other, kind)
-            if number is None:
-                return general(self, other)
-            data, made, dtype = operation(self.handle.data, number), self.type, self.dtype
-        return tl.tensor(new_handle(data, dtype), made if result is None else _with_dtype(made, result))
+            key = id(self.shape), id(self.dtype), id(other.shape), id(other.dtype)
+            found = known.get(key)
+            if found is None:
+                found = look_up(self, other)
+                if found is None:
+                    return general(self, other)
+                known[key] = found
+            return tensor_of(operation(self.handle.data, other.handle.data), *found)
+        number = number_of(other, kind)
+        if number is None:
+            return general(self, other)
+        made = self.type if result is None else type_like(result, self.shape)
+        return tensor_of(operation(self.handle.data, number), self.dtype, made)
 
     return quick
 
 
-def _adder(general: Callable[..., Any]) -> Callable[..., Any]:
-    quick = _operator(general, np.add, _ANY, None)
+def _adder(general: General) -> General:
+    quick = _operator(general, np.add, ANY)
 
     def add(self: Any, other: Any) -> Any:
         if type(self.dtype) is not tl.pointer_type:
             return quick(self, other)
-        if type(other) is not tl.tensor or id(other.dtype) not in _INTEGERS or _differ_in_rank(self, other):
-            return general(self, other)
+        if type(other) is tl.constexpr:
+            other = other.value
         width = max(1, self.dtype.element_ty.primitive_bitwidth // 8)
-        data = self.handle.data + width * other.handle.data.astype(np.uint64)
-        is_like_self = self.shape is other.shape or other.shape is SCALAR_SHAPE
-        made = self.type if is_like_self else find_type(self.dtype, data.shape)
-        return tl.tensor(new_handle(data, self.handle.dtype), made)
+        if type(other) is int and -(2**31) <= other < 2**31:
+            return tensor_of(self.handle.data + np.uint64(width * other % 2**64), self.handle.dtype, self.type)
+        if type(other) is not tl.tensor or id(other.dtype) not in INTEGERS:
+            return general(self, other)
+        made = self.type
+        if self.shape is not other.shape and other.shape is not SCALAR_SHAPE:
+            sizes = broadcast(self.shape, other.shape)
+            if sizes is None:
+                return general(self, other)
+            made = find_type(self.dtype, sizes)
+        data = self.handle.data + (other.handle.data * np.int64(width)).view(np.uint64)
+        return tensor_of(data, self.handle.dtype, made)
 
     return add
 
 
-def quick_operators(general: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def _quotient(first: Any, second: Any) -> np.ndarray:
+    """Divide integers as Triton does, towards zero."""
+    if first.size == second.size == 1 and first.ndim < 2 > second.ndim:
+        dividend, divisor = first.item(), second.item()
+        if dividend >= 0 and divisor > 0:
+            return np.array([dividend // divisor], np.promote_types(first.dtype, second.dtype))
+    return (first - np.fmod(first, second)) // second
+
+
+def _negator(general: General) -> General:
+    def negate(self: Any) -> Any:
+        kind = ANY.get(id(self.dtype))
+        return general(self) if kind is None else tensor_of(kind(0) - self.handle.data, self.dtype, self.type)
+
+    return negate
+
+
+def _swapped(operation: General) -> General:
+    return lambda first, second: operation(second, first)
+
+
+def quick_operators(general: dict[str, General]) -> dict[str, General]:
     """Return operators of ``tl.tensor`` for the general ones, by name, where there are quicker ones."""
-    rows: list[tuple[str, Callable[..., Any], dict[int, Any], Any]] = [
-        ("__radd__", lambda a, b: np.add(b, a), _ANY, None),
-        ("__sub__", np.subtract, _ANY, None),
-        ("__rsub__", lambda a, b: np.subtract(b, a), _ANY, None),
-        ("__mul__", np.multiply, _ANY, None),
-        ("__rmul__", lambda a, b: np.multiply(b, a), _ANY, None),
-        ("__truediv__", np.divide, _FLOATS, None),
-        ("__rtruediv__", lambda a, b: np.divide(b, a), _FLOATS, None),
-        ("__and__", np.bitwise_and, _LOGICAL, None),
-        ("__or__", np.bitwise_or, _LOGICAL, None),
-        ("__lt__", np.less, _ANY, tl.int1),
-        ("__le__", np.less_equal, _ANY, tl.int1),
-        ("__gt__", np.greater, _ANY, tl.int1),
-        ("__ge__", np.greater_equal, _ANY, tl.int1),
-        ("__eq__", np.equal, _ANY, tl.int1),
-        ("__ne__", np.not_equal, _ANY, tl.int1),
+    rows: list[tuple[str, General, dict[int, Any]]] = [
+        ("__radd__", _swapped(np.add), ANY),
+        ("__sub__", np.subtract, ANY),
+        ("__rsub__", _swapped(np.subtract), ANY),
+        ("__mul__", np.multiply, ANY),
+        ("__rmul__", _swapped(np.multiply), ANY),
+        ("__truediv__", np.divide, FLOATS),
+        ("__rtruediv__", _swapped(np.divide), FLOATS),
+        ("__floordiv__", _quotient, INTEGERS),
+        ("__rfloordiv__", _swapped(_quotient), INTEGERS),
+        ("__mod__", np.fmod, INTEGERS),
+        ("__rmod__", _swapped(np.fmod), INTEGERS),
+        ("__and__", np.bitwise_and, _LOGICAL),
+        ("__or__", np.bitwise_or, _LOGICAL),
+        ("__xor__", np.bitwise_xor, _SHIFTED),
+        ("__lshift__", np.left_shift, _SHIFTED),
+        ("__rshift__", np.right_shift, _SHIFTED),
     ]
-    return {"__add__": _adder(general["__add__"])} | {
-        name: _operator(general[name], operation, kinds, result) for name, operation, kinds, result in rows
-    }
+    comparisons = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+    comparisons |= {"eq": np.equal, "ne": np.not_equal}
+    quick = {name: _operator(general[name], operation, kinds) for name, operation, kinds in rows}
+    for name, operation in comparisons.items():
+        quick[f"__{name}__"] = _operator(general[f"__{name}__"], operation, ANY, tl.int1)
+    return quick | {"__add__": _adder(general["__add__"]), "__neg__": _negator(general["__neg__"])}
+
+
+def quick_extremes(general: dict[str, General]) -> dict[str, General]:
+    """Return ``maximum`` and ``minimum`` of two operands, by name."""
+    operations = {"maximum": np.maximum, "minimum": np.minimum}
+    kinds = FLOATS | INTEGERS
+    found = {name: _operator(general[name], operation, kinds) for name, operation in operations.items()}
+    return {name: _of_two(general[name], found[name]) for name in operations}
+
+
+def _of_two(general: General, quick: General) -> General:
+    def choose(x: Any, y: Any, **options: Any) -> Any:
+        return general(x, y, **options) if options or type(x) is not tl.tensor else quick(x, y)
+
+    return choose
 
 
 # All addresses of the process but the first page, as one array: tensors of torch are aligned to their elements.
 _FIRST = 4096
 _bytes = (ctypes.c_byte * (2**47 - _FIRST)).from_address(_FIRST)
-_views: dict[np.dtype[Any], np.ndarray] = {}
+_views: dict[np.dtype[Any], tuple[np.ndarray, np.uint64, np.uint64]] = {}
 
 
-def _memory(dtype: np.dtype[Any]) -> np.ndarray:
+def _memory(dtype: np.dtype[Any]) -> tuple[np.ndarray, np.uint64, np.uint64]:
+    """Return all elements of a dtype, how far addresses are shifted to count them, and the first one's count."""
     if dtype not in _views:
-        _views[dtype] = np.ndarray(((2**47 - _FIRST) // dtype.itemsize,), dtype, _bytes)  # type: ignore[arg-type]
+        view = np.ndarray(((2**47 - _FIRST) // dtype.itemsize,), dtype, _bytes)  # type: ignore[arg-type]
+        _views[dtype] = view, np.uint64(dtype.itemsize.bit_length() - 1), np.uint64(_FIRST // dtype.itemsize)
     return _views[dtype]
-
-
-def _index(addresses: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    return (addresses - np.uint64(_FIRST)).view(np.int64) // dtype.itemsize
 
 
 def _are_chosen(mask: Any) -> np.ndarray:
     return mask if isinstance(mask, np.ndarray) else mask.data  # descriptors pass an array
 
 
+def read(addresses: np.ndarray, chosen: np.ndarray | None, dtype: np.dtype[Any], other: Any = 0) -> np.ndarray:
+    """Return what memory holds at addresses that are chosen, and elsewhere a number or the numbers of an array."""
+    memory, shift, first = _memory(dtype)
+    index = ((addresses >> shift) - first).view(np.int64)
+    if chosen is None or np.count_nonzero(chosen) == chosen.size:
+        return memory[index]
+    data = np.empty(index.shape, dtype)
+    data[...] = other
+    if chosen.shape != index.shape:
+        chosen = np.broadcast_to(chosen, index.shape)
+    data[chosen] = memory[index[chosen]]
+    return data
+
+
+def write(addresses: np.ndarray, value: np.ndarray, chosen: np.ndarray | None) -> None:
+    """Write values to the addresses that are chosen."""
+    memory, shift, first = _memory(value.dtype)
+    index = ((addresses >> shift) - first).view(np.int64)
+    if chosen is None or np.count_nonzero(chosen) == chosen.size:
+        memory[index] = value
+        return
+    if chosen.shape != index.shape:
+        chosen = np.broadcast_to(chosen, index.shape)
+    memory[index[chosen]] = value[chosen]
+
+
 def load(self: Any, pointers: Any, mask: Any, other: Any, *_: Any, **hints: Any) -> Any:
     """Stand for the builder's ``create_masked_load``."""
-    element, chosen = pointers.get_element_ty(), _are_chosen(mask)
-    dtype = find_numpy_dtype(element)
-    memory, index = _memory(dtype), _index(pointers.data, dtype)
-    if chosen.all():
-        return new_handle(memory[index], element)
-    data = np.zeros(index.shape, dtype) if other is None else np.array(other.data, dtype)
-    data[chosen] = memory[index[chosen]]
-    return new_handle(data, element)
+    element = pointers.get_element_ty()
+    otherwise = 0 if other is None else other.data
+    return new_handle(read(pointers.data, _are_chosen(mask), find_numpy_dtype(element), otherwise), element)
 
 
 def store(self: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
     """Stand for the builder's ``create_masked_store``."""
-    memory, index, chosen = _memory(value.data.dtype), _index(pointers.data, value.data.dtype), _are_chosen(mask)
-    if chosen.all():
-        memory[index] = value.data
-    else:
-        memory[index[chosen]] = value.data[chosen]
+    write(pointers.data, value.data, _are_chosen(mask))
 
 
 def cast(self: Any, source: Any, kind: Any) -> Any:

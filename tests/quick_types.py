@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
 _SHAPES: dict[tuple[int, ...], tuple[Any, int]] = {}  # the shape of a block type and its size
 _SIZES: dict[int, tuple[Any, Any]] = {}  # the size and shape of a tensor, by the identity of its type's
 _SIZES_OF: dict[int, tuple[int, ...]] = {}  # the numbers in a shape of the two dicts above, by its identity
-_BLOCK_TYPES: dict[tuple[int, str], Any] = {}  # by the identity of a shape and the name of a dtype
+_BLOCK_TYPES: dict[tuple[Any, ...], Any] = {}  # by the identity of a shape and what tells dtypes apart
+_BROADCAST: dict[tuple[int, ...], tuple[int, ...] | None] = {}  # sizes, by the identities of shapes
 _NAMES: dict[tuple[str, tuple[int, ...]], str] = {}
 _DTYPES: dict[str, Any] = {}
 SCALAR_SHAPE = tl.tuple([])
@@ -21,6 +23,12 @@ _SCALAR = (tl.constexpr(1), SCALAR_SHAPE)
 _make_block_type, _numpy_dtype = tl.block_type.__init__, interpreter._get_np_dtype
 _are_equal_dtypes = tl.dtype.__eq__
 _unwrap_any = tl.core._unwrap_if_constexpr
+_make_tensor, _make_handle = tl.tensor.__new__, interpreter.TensorHandle.__new__
+# Dtypes, of which there is one object each: what is known of two of them can be looked up by their identity.
+FLOATS = {id(tl.float32): np.float32, id(tl.float64): np.float64}
+INTEGERS = {id(tl.int32): np.int32, id(tl.int64): np.int64}
+UNSIGNED = {id(tl.uint32): np.uint32}
+ANY = FLOATS | INTEGERS | UNSIGNED | {id(tl.float16): np.float16}
 
 
 def init_block_type(self: Any, element_ty: Any, shape: Any) -> None:
@@ -40,10 +48,15 @@ def init_block_type(self: Any, element_ty: Any, shape: Any) -> None:
 
 
 def find_block_type(element_ty: Any, shape: Any) -> Any:
-    """Return the block type of a dtype and the shape of a type; the same one each time, but for pointers."""
-    if id(shape) not in _SIZES_OF or element_ty.is_ptr():
+    """Return the block type of a dtype and the shape of a type; the same one each time."""
+    if type(element_ty) is tl.dtype:
+        key: tuple[Any, ...] = id(shape), element_ty.name
+    elif type(element_ty) is tl.pointer_type and type(element_ty.element_ty) is tl.dtype:
+        key = id(shape), element_ty.element_ty.name, element_ty.address_space, element_ty.const
+    else:
         return tl.block_type(element_ty, shape)
-    key = id(shape), element_ty.name
+    if id(shape) not in _SIZES_OF:
+        return tl.block_type(element_ty, shape)
     if key not in _BLOCK_TYPES:
         _BLOCK_TYPES[key] = tl.block_type(element_ty, shape)
     return _BLOCK_TYPES[key]
@@ -52,6 +65,23 @@ def find_block_type(element_ty: Any, shape: Any) -> Any:
 def find_type(element_ty: Any, sizes: tuple[int, ...]) -> Any:
     """Return the block type of a dtype and the shape of an array."""
     return find_block_type(element_ty, _SHAPES[sizes][0] if sizes in _SHAPES else list(sizes))
+
+
+def type_like(dtype: Any, shape: Any) -> Any:
+    """Return the type of a dtype and the shape of a tensor, which is empty for a scalar."""
+    return dtype if shape is SCALAR_SHAPE else find_block_type(dtype, shape)
+
+
+def broadcast(*shapes: Any) -> tuple[int, ...] | None:
+    """Return the sizes to which shapes of tensors are broadcast; None where blocks differ in rank or do not fit."""
+    key = tuple(map(id, shapes))
+    if key not in _BROADCAST:
+        blocks = [_SIZES_OF[id(shape)] for shape in shapes if shape is not SCALAR_SHAPE]
+        try:
+            _BROADCAST[key] = np.broadcast_shapes(*blocks) if len({len(sizes) for sizes in blocks}) < 2 else None
+        except ValueError:
+            _BROADCAST[key] = None
+    return _BROADCAST[key]
 
 
 def unwrap(value: Any) -> Any:
@@ -75,9 +105,50 @@ def init_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 - trit
 
 def init_handle(self: Any, data: Any, dtype: Any, attr: Any = None) -> None:
     """Stand for the ``__init__`` of the interpreter's values: arrays, which are no wider than their dtype."""
-    self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+    self.data, self.dtype = data, dtype
+    if attr is not None:
+        self.attr = attr
     if not fits(data, dtype):
         self.__post_init__()  # raises
+
+
+def set_attribute(self: Any, key: str, value: Any) -> None:
+    """Stand for ``set_attr`` of the interpreter's values, of which those without attributes share one empty dict."""
+    self.attr = {**self.attr, key: value}
+
+
+def new_handle(data: np.ndarray, dtype: Any) -> Any:
+    """Return the interpreter's value of an array."""
+    handle = _make_handle(interpreter.TensorHandle)
+    handle.data, handle.dtype = data, dtype
+    return handle
+
+
+def tensor_of(data: np.ndarray, dtype: Any, made: Any) -> Any:
+    """Return a tensor of a kernel: an array, the dtype that the interpreter notes for it, and the tensor's type."""
+    handle, tensor = _make_handle(interpreter.TensorHandle), _make_tensor(tl.tensor)
+    handle.data, handle.dtype = data, dtype
+    tensor.handle, tensor.type = handle, made
+    if type(made) is tl.block_type:
+        tensor.dtype = made.element_ty
+        tensor.numel, tensor.shape = _SIZES[id(made.shape)]
+    else:
+        tensor.dtype = made
+        tensor.numel, tensor.shape = _SCALAR
+    return tensor
+
+
+def new_tensor(data: np.ndarray, dtype: Any) -> Any:
+    """Return an array as a tensor of a kernel; one without dimensions is a scalar, which holds an array of one."""
+    if data.ndim:
+        return tensor_of(data, dtype, find_type(dtype, data.shape))
+    return tensor_of(data.reshape(1), dtype, dtype)
+
+
+def shared(data: np.ndarray) -> np.ndarray:
+    """Return an array that several tensors may hold: nothing can write to it."""
+    data.flags.writeable = False
+    return data
 
 
 def fits(data: Any, dtype: Any) -> bool:

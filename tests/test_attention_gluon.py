@@ -235,7 +235,7 @@ BROKEN_SHAPES = [
 
 
 @pytest.fixture
-def changed(tmp_path) -> Callable[..., Any]:
+def changed() -> Callable[..., Any]:
     """Return the kernel with pieces of its source replaced: old, new, old, new ..."""
 
     def change(*replacements: str) -> Any:
@@ -243,8 +243,7 @@ def changed(tmp_path) -> Callable[..., Any]:
         for old, new in zip(replacements[::2], replacements[1::2], strict=True):
             assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
             source = source.replace(old, new)
-        path = tmp_path / "changed_forward.py"
-        return load_changed(path, source).attention_forward_hopper
+        return load_changed(source).attention_forward_hopper
 
     return change
 

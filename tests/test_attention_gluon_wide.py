@@ -109,7 +109,7 @@ BROKEN_SHAPES: dict[str, list[Shape]] = {
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., Any]:
+def changed() -> Callable[..., Any]:
     """Return a module with pieces of its source replaced."""
 
     def change(module: Any, *replacements: str) -> Any:
@@ -117,7 +117,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
         for old, new in zip(replacements[::2], replacements[1::2], strict=True):
             assert old in source, f"not in the source: {old}"
             source = source.replace(old, new, 1)
-        return load_changed(tmp_path / "changed_wide.py", source)
+        return load_changed(source)
 
     return change
 

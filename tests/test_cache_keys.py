@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import launch_requests
 import pytest
+import quick_triton
 import scalekernels
 import triton.compiler
 from forking import value_of_forked
 from launch_requests import cache_folder, prepare, session_cases
 from scalekernels.cache_keys import settled
 from triton.backends.compiler import GPUTarget
+from triton.runtime import cache
 
 OPERATIONS = ("norm", "rotary", "attention", "cross_entropy", "optimizer")
 SOURCES = Path(str(scalekernels.__file__)).parent
@@ -75,3 +78,19 @@ def test_every_launch_settles_its_kernel() -> None:
         kernel = node.func.value
         assert isinstance(kernel, ast.Call), f"{name}:{node.lineno}"
         assert ast.unparse(kernel.func) == "settled", f"{name}:{node.lineno}"
+
+
+def test_the_key_of_triton_is_kept_for_as_long_as_its_library_is_the_same(monkeypatch, tmp_path):
+    class Kept(dict):
+        def set(self, name, value):
+            self[name] = json.loads(json.dumps(value))
+
+    kept, library, counted = Kept(), tmp_path / "libtriton.so", []
+    monkeypatch.setattr(quick_triton._C, "__path__", [str(tmp_path)])
+    for content, worked_out in (("old", 1), ("old", 1), ("newer", 2)):
+        if not library.exists() or library.read_text() != content:
+            library.write_text(content)
+        monkeypatch.setattr(cache, "triton_key", lambda content=content: counted.append(1) or f"key of {content}")
+        quick_triton.keep_key(kept)
+        assert cache.triton_key() == f"key of {content}"
+        assert len(counted) == worked_out

@@ -147,13 +147,8 @@ def test_one_weight_under_two_losses_of_one_graph():
         assert torch.allclose(leaf.grad, oracle, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        dtype if dtype == torch.float32 else pytest.param(dtype, marks=pytest.mark.slow)
-        for dtype in cross_entropy.DTYPES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", cross_entropy.DTYPES)
 @functorch.patch(donated_buffer=False)
 def test_a_compiled_graph_gives_the_same_gradients_each_time(dtype):
     """Where a graph may be gone through twice, that is: by default PyTorch refuses, to reuse what the first leaves."""
@@ -188,7 +183,11 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.scalekernels.scale_gradient_.default, arguments)
 
 
-@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+@pytest.mark.parametrize(
+    "reduction",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "none")) for name in cross_entropy.REDUCTIONS],
+)
+@functorch.patch(cse=False)  # which imports inductor
 def test_compile_keeps_one_graph(reduction):
     graphs = []
 

@@ -67,6 +67,7 @@ def test_gelu_is_torchs_tanh_form_with_its_gradient() -> None:
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow  # inductor has to be imported
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by inductor, at import
 def test_compiled_gelu_keeps_its_input_alone_so_that_each_way_is_one_elementwise_pass() -> None:
     torch._dynamo.reset()

@@ -158,6 +158,7 @@ def test_the_custom_operation_is_sound():
     torch.library.opcheck(ours.optimizer_step, arguments(clip=None))
 
 
+@pytest.mark.slow
 def test_torch_compile_keeps_one_graph():
     actual, expected = arguments(), arguments()
     for place in (2, 3, 5, 6):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import quick_interpreter
@@ -143,3 +145,99 @@ def test_what_does_not_fit_is_refused_as_by_triton():
 
     with pytest.raises(Exception, match=r"incompatible dimensions|Cannot make_shape_compatible"):
         wide_mask[(1,)](torch.zeros(8), torch.zeros(8))
+
+
+@triton.jit
+def integers(a, b, out, scalars, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    first, second = tl.load(a + at), tl.load(b + at)
+    bits = (first.to(tl.uint32) * 3 + 1) ^ (first.to(tl.uint32) >> 30)
+    tl.store(out + at, first // second)
+    tl.store(out + SIZE + at, first % second)
+    tl.store(out + 2 * SIZE + at, -(first >> 1) + (first << 2) + (17 // second) % 4)
+    tl.store(out + 3 * SIZE + at, bits.to(tl.int32, bitcast=True))
+    for place in tl.static_range(4):
+        one, other = tl.load(a + place), tl.load(b + tl.constexpr(place))
+        tl.store(scalars + place, one // other + tl.minimum(one, 2) * tl.maximum(other, 3).to(tl.int64))
+
+
+def test_integers_are_divided_towards_zero_and_shifted_as_c_does():
+    a, b = (
+        torch.tensor(values, dtype=torch.int32) for values in ([-7, 7, 6, -(2**31), 5, 0, -1, 9], [2, -2, 7, 3] * 2)
+    )
+    out, scalars = torch.zeros(4, 8, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
+    integers[(1,)](a, b, out, scalars, SIZE=8)
+    quotient = torch.div(a, b, rounding_mode="trunc")
+    assert torch.equal(out[0], quotient)
+    assert torch.equal(out[1], torch.fmod(a, b))
+    assert torch.equal(out[2], -(a >> 1) + (a << 2) + torch.fmod(torch.div(17, b, rounding_mode="trunc"), 4))
+    wide = a.long() & 0xFFFFFFFF
+    assert torch.equal(out[3].long() & 0xFFFFFFFF, ((wide * 3 + 1) & 0xFFFFFFFF) ^ (wide >> 30))
+    assert torch.equal(scalars, (quotient + a.long().clamp(max=2) * b.clamp(min=3))[:4])
+
+
+@triton.jit
+def blocks(a, b, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    at = rows[:, None] * COLUMNS + columns[None, :]
+    first = tl.load(a + at, mask=(rows < ROWS - 1)[:, None], other=-1.5).to(tl.float32)
+    second = tl.load(b + at, mask=columns[None, :] > 0, other=0.0)
+    product = tl.dot(first, tl.trans(first), input_precision="ieee")
+    summed = tl.dot(product, second.to(tl.float32), tl.full((ROWS, COLUMNS), 0.5, tl.float32), input_precision="ieee")
+    weights = tl.exp2(-tl.abs(summed)) + tl.sqrt(tl.abs(summed)) + tl.log2(tl.max(tl.abs(first), 1) + 1)[:, None]
+    total = tl.sum(tl.sum(weights, 0)) + tl.sum(weights) - tl.max(weights, 0, keep_dims=True)
+    tl.store(out + at, tl.where(columns[None, :] < 3, weights + total, float("nan")), mask=rows[:, None] > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_are_multiplied_reduced_and_masked_by_rows_as_torch_does(dtype):
+    a, b = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    out = torch.full((16, 8), 77.0)
+    blocks[(1,)](a, b, out, ROWS=16, COLUMNS=8)
+    first, second = a.double(), b.double()
+    first[-1], second[:, 0] = -1.5, 0.0
+    summed = first @ first.mT @ second + 0.5
+    weights = torch.exp2(-summed.abs()) + summed.abs().sqrt() + (first.abs().amax(1) + 1).log2()[:, None]
+    expected = weights + 2 * weights.sum() - weights.amax(0, keepdim=True)
+    assert torch.allclose(out[1:, :3].double(), expected[1:, :3], rtol=1e-5)
+    assert out[1:, 3:].isnan().all()
+    assert (out[0] == 77).all()
+
+
+def test_constants_of_kernels_cannot_be_written_to():
+    """They are shared by all launches."""
+    semantic = interpreter.interpreter_semantic
+    for made in (tl.arange(0, 8), tl.full((2, 2), 3.0, tl.float32), semantic.to_tensor(5)):
+        with pytest.raises(ValueError, match="read-only"):
+            made.handle.data += 1
+    assert tl.arange(0, 8).handle.set_attr("tt.divisibility", [8]) is None
+    assert tl.arange(0, 8).handle.attr == {}
+
+
+@triton.jit
+def with_default(out, value, scale: tl.constexpr = 2):
+    tl.store(out, value * scale)
+
+
+def test_launches_take_arguments_as_python_does():
+    for arguments, named, expected in (((3,), {}, 6), ((), {"value": 4, "num_warps": 8}, 8), ((3,), {"scale": 5}, 15)):
+        out = torch.zeros(1, dtype=torch.int32)
+        with_default[(1,)](out, *arguments, **named)
+        assert out.item() == expected
+    for arguments, named in (((), {}), ((1, 2, 3), {}), ((1,), {"value": 2})):
+        with pytest.raises(TypeError, match="argument"):
+            with_default[(1,)](torch.zeros(1), *arguments, **named)
+
+
+def test_the_same_source_in_two_modules_has_the_globals_of_each(tmp_path):
+    source = "import triton\nimport triton.language as tl\nADDED = {}\n\n\n@triton.jit\ndef add(out):\n"
+    source += "    x = 1\n    tl.store(out, tl.load(out) + x + ADDED)\n"
+    for added in (10, 200):
+        path = tmp_path / f"adding_{added}.py"
+        path.write_text(source.format(f"tl.constexpr({added})"))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        out = torch.zeros(1, dtype=torch.int32)
+        module.add[(1,)](out)
+        assert out.item() == 1 + added
