@@ -25,7 +25,6 @@ from scalebench.laws.forms import Array, FitRefused
 # with noise of half the depth of the parabola, 95 % intervals of weighted lines through five budgets held a in 91 %.
 NOISY_SHARE = 0.1
 BY_BUDGET = ("flops",)
-DRAWS = 1000
 FURTHEST_LOG = 600.0  # of a constant of N* or D*: at any budget the numbers are floats
 LINE_DRAWS = 20_000  # draws of a line are cheap; the 2.5 % quantile of 1000 has an error of 5 %
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
@@ -43,6 +42,7 @@ def isoflop(
     neighbours: int | None = None,
     weighted: bool = True,
     seed: int = 0,
+    surfaces: Surfaces | None = None,
 ) -> Allocation:
     """Approach 2. Columns as `count` takes them; points within 5 % of each other's FLOPs are one budget.
 
@@ -50,13 +50,11 @@ def isoflop(
     same weight in the line, as in published fits; so does noise that hides where the minima are, which `notes` say.
     Budgets without an interior minimum are in `refused`; the line counts the minimum of one at an edge of its sizes as
     beyond that edge (see `censored`). Intervals are of the lines as they are and of lines without the `bias` of this
-    grid, so that they hold the optimum despite it.
+    grid, so that they hold the optimum despite it. `surfaces` are those of the points, where they are used again.
     Raises FitRefused with fewer than three budgets left.
     """
     counting = counting or Counting()
-    columns = count(points, counting)
-    columns["flops"] = _budgets(columns["flops"])
-    sweeps, without = sweep_optima(columns, ("params",), BY_BUDGET, neighbours)
+    columns, sweeps, without = minima_by_budget(points, counting, neighbours)
     if len(sweeps) < 3:
         why = f"; the first without one: {without[0][1]}" if without else ""
         raise FitRefused(
@@ -70,7 +68,7 @@ def isoflop(
     (by_tokens,), _ = lines_through(*mirrored, ("tokens",), BY_BUDGET, weighted=weighted)
     lines = by_size, by_tokens
     freedom, draws = lines[0].degrees_of_freedom, _opposed(*lines, seed)
-    off = _off_on_this_grid(columns, neighbours, weighted)
+    off = _off_on_this_grid(surfaces or Surfaces(points), counting, columns, neighbours, weighted)
     method = f"parametric bootstrap of the line through {len(sweeps)} minima, t with {freedom} degrees of freedom"
     return Allocation(
         approach=2,
@@ -83,6 +81,18 @@ def isoflop(
         refused=refused,
         bias=None if off is None else _bias(off, columns),
     )
+
+
+def minima_by_budget(
+    points: Columns, counting: Counting, neighbours: int | None = None
+) -> tuple[dict[str, Array], Found, Without]:
+    """The columns of the points, FLOPs being those of their budget, the minima of budgets, and budgets without one.
+
+    Raises FitRefused for a missing column.
+    """
+    columns = count(points, counting)
+    columns["flops"] = _budgets(columns["flops"])
+    return columns, *sweep_optima(columns, ("params",), BY_BUDGET, neighbours)
 
 
 def _hidden(columns: Mapping[str, Array], sweeps: Found) -> tuple[float, float]:
@@ -130,11 +140,12 @@ def _budgets(flops: Array) -> Array:
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
-def _off_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Array | None:
+def _off_on_this_grid(
+    surfaces: Surfaces, counting: Counting, columns: Mapping[str, Array], neighbours: int | None, weighted: bool
+) -> Array | None:
     """`_off` on the surface fitted to these points; None if that fit or its optima are refused, or there is none."""
     try:
-        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-        off = _off(surface, columns, neighbours, weighted)
+        off = _off(surfaces.fitted(counting), columns, neighbours, weighted)
     except FitRefused:
         return None
     return off if np.isfinite(off).all() else None
@@ -254,22 +265,43 @@ def parametric(
     return Allocation(3, used, coefficients, draws, method, notes)
 
 
-def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
+class Surfaces:
+    """The fitted surfaces of points: one for each count of parameters, whichever way FLOPs are counted."""
+
+    def __init__(self, points: Columns) -> None:
+        self.points = points
+        self._fits: dict[str, Fit] = {}
+
+    def fitted(self, counting: Counting) -> Fit:
+        """The surface under a convention. Raises FitRefused."""
+        if counting.params not in self._fits:
+            columns = count(self.points, counting)
+            fitted = {name: columns[name] for name in ("params", "tokens", "loss")}
+            self._fits[counting.params] = fit(fitted, "chinchilla")
+        return self._fits[counting.params]
+
+    def allocation(self, counting: Counting, n: int | None = None) -> Allocation:
+        """Approach 3 under a convention, with intervals of `n` refits as `parametric` has them. Raises FitRefused."""
+        columns, surface = count(self.points, counting), self.fitted(counting)
+        cost = flops_law(columns) if counting.flops == "exact" else None
+        return parametric(surface, counting, cost=cost, n=n)
+
+
+def conventions(points: Columns | Surfaces, flops: float, n: int | None = None) -> list[dict[str, Any]]:
     """Approach 3 under each counting convention: one row each with a, b and their intervals, N and D.
 
     N and D are the optimum at `flops`, counted by that row's convention. If a column is missing or the fit is refused,
-    numbers are None and the reason is under `refused`.
+    numbers are None and the reason is under `refused`. Surfaces that are fitted already are not fitted again.
     """
-    return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
+    surfaces = points if isinstance(points, Surfaces) else Surfaces(points)
+    counts = [Counting(p, f) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
+    return [_convention(surfaces, counting, flops, n) for counting in counts]
 
 
-def _convention(points: Columns, counting: Counting, flops: float, n: int) -> dict[str, Any]:
+def _convention(surfaces: Surfaces, counting: Counting, flops: float, n: int | None) -> dict[str, Any]:
     names = {"counting_params": counting.params, "counting_flops": counting.flops}
     try:
-        columns = count(points, counting)
-        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-        cost = flops_law(columns) if counting.flops == "exact" else None
-        allocation = parametric(surface, counting, cost=cost, n=n)
+        allocation = surfaces.allocation(counting, n)
     except FitRefused as reason:
         return {**names, **dict.fromkeys(("a", "b", "N", "D", "a_interval", "b_interval")), "refused": str(reason)}
     drawn = allocation.draws is not None
