@@ -119,7 +119,7 @@ def test_the_law_is_refused_where_the_design_does_not_support_it(changes: dict[s
 
 
 def test_runs_from_scratch_that_differ_in_more_than_length_are_no_curve() -> None:
-    mixed = study()
+    mixed = study.__wrapped__()
     mixed.beside.loc[mixed.beside.index[0], "learning_rate"] = 0.5
     first, *_, last = transfer_of(mixed).points
     assert first.reason == "4,000 parameters: its runs from scratch differ in learning_rate"
@@ -127,7 +127,7 @@ def test_runs_from_scratch_that_differ_in_more_than_length_are_no_curve() -> Non
 
 
 def test_a_loss_from_scratch_that_rises_with_data_is_no_curve() -> None:
-    rising = study()
+    rising = study.__wrapped__()
     longest = rising.beside["tokens_seen"].eq(1e7) & rising.beside["params_non_embedding"].eq(4e3)
     rising.beside.loc[longest, "validation_loss_nats"] = 9.0
     assert "does not fall at 10,000,000 tokens" in transfer_of(rising).points[0].reason
