@@ -17,6 +17,12 @@ SURFACE = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 TARGET = {"params": 7e9, "tokens": 1e12}
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    """The law of the surface, to read only."""
+    return fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+
+
 def line():
     return fit({"x": X, "y": Y}, "offset_linear", loss="squares", space="raw")
 
@@ -62,8 +68,7 @@ def test_intervals_and_narrowing_of_a_line_are_the_textbook_ones():
     assert trial.flops is None
 
 
-def test_expected_interval_now_is_that_of_the_bootstrap():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_expected_interval_now_is_that_of_the_bootstrap(fitted):
     design = next_trial(fitted, surface_candidates(), {"params": 6e8, "tokens": 6e10})
     (low,), (high,) = fitted.bootstrap(1000, 0).prediction_interval({"params": [6e8], "tokens": [6e10]})
     now = np.log(design.interval_now[1] / design.interval_now[0])
@@ -94,8 +99,8 @@ def test_chosen_trial_beats_random_ones_in_simulation():
     assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(40)
 
 
-def test_best_set_is_near_the_exhaustive_one_and_within_budget():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+@pytest.mark.usefixtures("few_refits")
+def test_best_set_is_near_the_exhaustive_one_and_within_budget(fitted):
     ratios = []
     for seed in range(8):
         candidates = surface_candidates(8, seed)
@@ -111,9 +116,9 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
     assert np.median(ratios) < 1.0 + 1e-6
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_a_set_of_a_handful_is_near_the_exhaustive_one(fitted, most):
     ratios = []
     for seed in range(4):
         candidates = surface_candidates(8, seed)
@@ -129,8 +134,7 @@ def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
 
 
 @pytest.mark.slow
-def test_what_more_trials_would_do_is_what_they_do():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_what_more_trials_would_do_is_what_they_do(fitted):
     candidates = surface_candidates(40)
     few, all_ = (best_set(fitted, candidates, TARGET, 1e22, most=most) for most in (5, None))
     count, narrowing = few.unlimited
@@ -177,8 +181,7 @@ def _exhaustive(fitted, candidates, flops, budget, most=8):
     return min(_spread(fitted, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
 
 
-def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one(fitted):
     candidates = surface_candidates()
     single = next_trial(fitted, candidates, TARGET)
     low, high = single.narrowing_interval
@@ -213,7 +216,7 @@ def test_refusals():
         next_trial(exact, {"x": [1.0]}, {"x": 60.0})
 
 
-def test_to_dict_survives_json():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+@pytest.mark.usefixtures("few_refits")
+def test_to_dict_survives_json(fitted):
     summary = best_set(fitted, surface_candidates(), TARGET, 1e21).to_dict()
     assert json.loads(json.dumps(summary, allow_nan=False))["target"] == pytest.approx(TARGET)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from transfer_support import AMOUNTS, LENGTHS, SIZES, A, B, K, from_scratch, study
 
+from scalebench.analysis.curve_errors import STEP, read_off
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.transfer import Curve, transfer_of
 
@@ -131,6 +132,19 @@ def test_a_loss_from_scratch_that_rises_with_data_is_no_curve() -> None:
     longest = rising.beside["tokens_seen"].eq(1e7) & rising.beside["params_non_embedding"].eq(4e3)
     rising.beside.loc[longest, "validation_loss_nats"] = 9.0
     assert "does not fall at 10,000,000 tokens" in transfer_of(rising).points[0].reason
+
+
+@pytest.mark.parametrize("lengths", [2, 3, 6])
+def test_drawn_curves_are_read_off_as_by_scipy(lengths: int) -> None:
+    from scipy.interpolate import PchipInterpolator
+
+    rng, tokens = np.random.default_rng(0), np.geomspace(1e4, 1e7, lengths)
+    losses = np.linspace(4, 2, lengths) + 0.4 * rng.standard_normal((30, lengths))  # some rise where they should fall
+    reached = np.array([9.0, 4.0, 3.3, 2.5, 2.0, 0.1])
+    for drawn, effective in zip(losses, read_off(tokens, losses, reached), strict=True):
+        x = STEP * np.arange(lengths) - np.minimum.accumulate(drawn)
+        expected = PchipInterpolator(x, np.log(tokens))(np.clip(-reached, x[0], x[-1]))
+        assert np.log(effective) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_study_alone_says_what_is_missing() -> None:
