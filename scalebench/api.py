@@ -182,7 +182,7 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
     ``counting`` is ``params`` (total, non_embedding) and ``flops`` (6ND, exact).
     """
     from scalebench.advice import Counting, envelope, isoflop
-    from scalebench.advice.compute_optimal import Surfaces
+    from scalebench.advice.closed_form import Surfaces
     from scalebench.points.roles import read_roles
 
     if approach not in (1, 2, 3):

@@ -158,7 +158,7 @@ def test_results_are_worth_what_their_folder_is(results: Results, folder: Path) 
 
 
 def test_where_selects_rows_of_a_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalebench.advice.compute_optimal.parametric", lambda fitted, *_, **__: fitted.n_points)
+    monkeypatch.setattr("scalebench.advice.closed_form.parametric", lambda fitted, *_, **__: fitted.n_points)
     frame = surface().rename(columns={"N": "params", "D": "tokens", "L": "loss"}).drop(columns="C")
     small = int((frame["params"] < 1e9).sum())
     assert small < len(frame)

@@ -43,7 +43,7 @@ def shared_errors(fitted: Fit, rows: pd.DataFrame, curves: Mapping[float, Curve]
 
 
 def read_off(tokens: Array, losses: Array, reached: Array) -> Array:
-    """Return the tokens from scratch for losses ``reached`` [n] on each of the curves ``losses`` [draws, k], [draws, n].
+    """Return the tokens from scratch, [draws, n], for losses ``reached`` [n] on each of the curves, [draws, k].
 
     By the monotone cubic (PCHIP) in the log of the tokens, of all curves at once; beyond its ends it is that of an end.
     """

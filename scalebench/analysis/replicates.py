@@ -24,7 +24,9 @@ def replicate_notes(
     ``inherit_seed`` is whether trials have the seed of their parents, of which two of one seed differ otherwise.
     """
     groups = usable.groupby(x.column)
-    several = [name for name in SETTINGS if name in usable and name not in known and len(set(present(usable[name]))) > 1]
+    several = [
+        name for name in SETTINGS if name in usable and name not in known and len(set(present(usable[name]))) > 1
+    ]
     varied = [name for name in several if (groups[name].nunique() > 1).any()]
     if varied:
         yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "

@@ -64,10 +64,9 @@ def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
     """Return a column as floats, NaN where it is absent or not a number."""
     if column not in frame:
         return pd.Series(np.nan, index=frame.index, dtype=float)
-    values = frame[column]
-    if values.dtype != np.float64:
-        values = pd.to_numeric(values, errors="coerce")
-    values = values.to_numpy(dtype=float, na_value=np.nan)
+    recorded = frame[column]
+    numbers = recorded if recorded.dtype == np.float64 else pd.to_numeric(recorded, errors="coerce")
+    values = numbers.to_numpy(dtype=float, na_value=np.nan)
     return pd.Series(np.where(np.isinf(values), np.nan, values), index=frame.index, name=column)
 
 

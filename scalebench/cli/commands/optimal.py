@@ -11,7 +11,7 @@ import numpy as np
 
 from scalebench.advice import Counting, conventions, envelope, isoflop
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
-from scalebench.advice.compute_optimal import Surfaces
+from scalebench.advice.closed_form import Surfaces
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
 from scalebench.advice.optima import Refused
 from scalebench.cli.output import print_json, say, say_written, table, warn
