@@ -111,7 +111,7 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget(fitted):
         assert len(set(rows)) == len(rows)
         assert design.flops == pytest.approx(flops[list(rows)].sum())
         assert design.flops <= budget
-        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget))
+        ratios.append(_spreads(fitted, candidates, [rows])[0] / _exhaustive(fitted, candidates, flops, budget))
     assert max(ratios) < 1.05
     assert np.median(ratios) < 1.0 + 1e-6
 
@@ -128,7 +128,7 @@ def test_a_set_of_a_handful_is_near_the_exhaustive_one(fitted, most):
         rows = [c.row for c in design.chosen]
         assert len(set(rows)) == len(rows) <= most
         assert design.flops <= budget
-        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget, most))
+        ratios.append(_spreads(fitted, candidates, [rows])[0] / _exhaustive(fitted, candidates, flops, budget, most))
     assert max(ratios) < 1.03
     assert np.median(ratios) < 1.0 + 1e-6
 
@@ -166,19 +166,18 @@ def _gradients(params, tokens):
     return np.stack(rows, axis=1) / surface_loss(N, D)[:, None]
 
 
-def _spread(fitted, candidates, rows):
-    base = np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"])
-    picked = list(rows)
-    gradients = _gradients(
-        np.append(base[0], candidates["params"][picked]), np.append(base[1], candidates["tokens"][picked])
-    )
+def _spreads(fitted, candidates, sets):
+    """The standard error of the prediction at the target with each of the sets of candidates, over the noise."""
+    base = _gradients(np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"]))
+    added = _gradients(candidates["params"], candidates["tokens"])
     goal = _gradients([TARGET["params"]], [TARGET["tokens"]])[0]
-    return np.linalg.norm(np.linalg.lstsq(gradients.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
+    grown = (np.concatenate([base, added[list(rows)]]) for rows in sets)
+    return [np.linalg.norm(np.linalg.lstsq(each.T, goal, rcond=None)[0]) for each in grown]  # sqrt of g (J'J)^-1 g'
 
 
 def _exhaustive(fitted, candidates, flops, budget, most=8):
     sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, most + 1))
-    return min(_spread(fitted, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
+    return min(_spreads(fitted, candidates, [rows for rows in sets if flops[list(rows)].sum() <= budget]))
 
 
 def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one(fitted):
