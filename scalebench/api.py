@@ -181,8 +181,8 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
 
     ``counting`` is ``params`` (total, non_embedding) and ``flops`` (6ND, exact).
     """
-    from scalebench.advice import Counting, envelope, isoflop, parametric
-    from scalebench.advice.allocation import count
+    from scalebench.advice import Counting, envelope, isoflop
+    from scalebench.advice.closed_form import Surfaces
     from scalebench.points.roles import read_roles
 
     if approach not in (1, 2, 3):
@@ -198,8 +198,7 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
     columns = with_numbers(points, ("loss", *optional))
     if approach != 3:
         return envelope(columns, convention) if approach == 1 else isoflop(columns, convention)
-    counted = count(columns, convention)
-    return parametric(fit_law({name: counted[name] for name in ("params", "tokens", "loss")}, "chinchilla"), convention)
+    return Surfaces(columns).allocation(convention)
 
 
 def next_trial(

@@ -10,7 +10,8 @@ import pytest
 from advice_support import BUDGETS, SURFACE, isoflop_points, loss_at, truth
 
 from scalebench.advice.allocation import Counting, count
-from scalebench.advice.compute_optimal import closed_form, conventions, flops_law, isoflop, parametric
+from scalebench.advice.closed_form import closed_form, conventions, flops_law, parametric
+from scalebench.advice.compute_optimal import isoflop
 from scalebench.advice.envelope import envelope
 from scalebench.laws import FitRefused, fit
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from advice_support import SURFACE, isoflop_points, loss_at
 
-from scalebench.advice.compute_optimal import closed_form
+from scalebench.advice.closed_form import closed_form
 from scalebench.advice.data_constrained import data_constrained_optimum, lowest_loss
 from scalebench.laws import LAWS, FitRefused, Refits, fit
 

@@ -17,6 +17,12 @@ SURFACE = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 TARGET = {"params": 7e9, "tokens": 1e12}
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    """The law of the surface, to read only."""
+    return fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+
+
 def line():
     return fit({"x": X, "y": Y}, "offset_linear", loss="squares", space="raw")
 
@@ -62,8 +68,7 @@ def test_intervals_and_narrowing_of_a_line_are_the_textbook_ones():
     assert trial.flops is None
 
 
-def test_expected_interval_now_is_that_of_the_bootstrap():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_expected_interval_now_is_that_of_the_bootstrap(fitted):
     design = next_trial(fitted, surface_candidates(), {"params": 6e8, "tokens": 6e10})
     (low,), (high,) = fitted.bootstrap(1000, 0).prediction_interval({"params": [6e8], "tokens": [6e10]})
     now = np.log(design.interval_now[1] / design.interval_now[0])
@@ -94,8 +99,8 @@ def test_chosen_trial_beats_random_ones_in_simulation():
     assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(40)
 
 
-def test_best_set_is_near_the_exhaustive_one_and_within_budget():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+@pytest.mark.usefixtures("few_refits")
+def test_best_set_is_near_the_exhaustive_one_and_within_budget(fitted):
     ratios = []
     for seed in range(8):
         candidates = surface_candidates(8, seed)
@@ -106,14 +111,14 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
         assert len(set(rows)) == len(rows)
         assert design.flops == pytest.approx(flops[list(rows)].sum())
         assert design.flops <= budget
-        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget))
+        ratios.append(_spreads(fitted, candidates, [rows])[0] / _exhaustive(fitted, candidates, flops, budget))
     assert max(ratios) < 1.05
     assert np.median(ratios) < 1.0 + 1e-6
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_a_set_of_a_handful_is_near_the_exhaustive_one(fitted, most):
     ratios = []
     for seed in range(4):
         candidates = surface_candidates(8, seed)
@@ -123,14 +128,13 @@ def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
         rows = [c.row for c in design.chosen]
         assert len(set(rows)) == len(rows) <= most
         assert design.flops <= budget
-        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget, most))
+        ratios.append(_spreads(fitted, candidates, [rows])[0] / _exhaustive(fitted, candidates, flops, budget, most))
     assert max(ratios) < 1.03
     assert np.median(ratios) < 1.0 + 1e-6
 
 
 @pytest.mark.slow
-def test_what_more_trials_would_do_is_what_they_do():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_what_more_trials_would_do_is_what_they_do(fitted):
     candidates = surface_candidates(40)
     few, all_ = (best_set(fitted, candidates, TARGET, 1e22, most=most) for most in (5, None))
     count, narrowing = few.unlimited
@@ -162,23 +166,21 @@ def _gradients(params, tokens):
     return np.stack(rows, axis=1) / surface_loss(N, D)[:, None]
 
 
-def _spread(fitted, candidates, rows):
-    base = np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"])
-    picked = list(rows)
-    gradients = _gradients(
-        np.append(base[0], candidates["params"][picked]), np.append(base[1], candidates["tokens"][picked])
-    )
+def _spreads(fitted, candidates, sets):
+    """The standard error of the prediction at the target with each of the sets of candidates, over the noise."""
+    base = _gradients(np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"]))
+    added = _gradients(candidates["params"], candidates["tokens"])
     goal = _gradients([TARGET["params"]], [TARGET["tokens"]])[0]
-    return np.linalg.norm(np.linalg.lstsq(gradients.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
+    grown = (np.concatenate([base, added[list(rows)]]) for rows in sets)
+    return [np.linalg.norm(np.linalg.lstsq(each.T, goal, rcond=None)[0]) for each in grown]  # sqrt of g (J'J)^-1 g'
 
 
 def _exhaustive(fitted, candidates, flops, budget, most=8):
     sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, most + 1))
-    return min(_spread(fitted, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
+    return min(_spreads(fitted, candidates, [rows for rows in sets if flops[list(rows)].sum() <= budget]))
 
 
-def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one(fitted):
     candidates = surface_candidates()
     single = next_trial(fitted, candidates, TARGET)
     low, high = single.narrowing_interval
@@ -213,7 +215,7 @@ def test_refusals():
         next_trial(exact, {"x": [1.0]}, {"x": 60.0})
 
 
-def test_to_dict_survives_json():
-    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+@pytest.mark.usefixtures("few_refits")
+def test_to_dict_survives_json(fitted):
     summary = best_set(fitted, surface_candidates(), TARGET, 1e21).to_dict()
     assert json.loads(json.dumps(summary, allow_nan=False))["target"] == pytest.approx(TARGET)

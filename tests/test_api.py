@@ -158,12 +158,21 @@ def test_results_are_worth_what_their_folder_is(results: Results, folder: Path) 
 
 
 def test_where_selects_rows_of_a_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalebench.advice.parametric", lambda fitted, _: fitted.n_points)
+    monkeypatch.setattr("scalebench.advice.closed_form.parametric", lambda fitted, *_, **__: fitted.n_points)
     frame = surface().rename(columns={"N": "params", "D": "tokens", "L": "loss"}).drop(columns="C")
     small = int((frame["params"] < 1e9).sum())
     assert small < len(frame)
     assert scalebench.optimal(frame, where="params < 1e9") == small
     assert scalebench.optimal(frame.to_dict("list"), where="params < 1e9") == small
+
+
+@pytest.mark.usefixtures("few_refits")
+def test_exact_flops_are_those_of_the_column() -> None:
+    frame = surface().rename(columns=NAMES).drop(columns="C")
+    plain = scalebench.optimal(frame)
+    twice = scalebench.optimal(frame.assign(flops=12 * frame["params"] * frame["tokens"]), flops="exact")
+    assert twice.params(2e21) == pytest.approx(plain.params(1e21))
+    assert twice.tokens(2e21) == pytest.approx(plain.tokens(1e21))
 
 
 def test_tables_of_other_libraries_are_read() -> None:
@@ -232,6 +241,7 @@ def test_wrong_types_get_a_sentence(call, part: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_what_the_api_returns_prints_one_line() -> None:
     points = surface(0.0).rename(columns=NAMES)
     flops = {"flops": [1e17, 1e18, 1e19, 1e20, 1e21], "loss": [3.6, 3.1, 2.75, 2.51, 2.34]}
@@ -249,6 +259,7 @@ def test_what_the_api_returns_prints_one_line() -> None:
         assert len(repr(value)) < 120
 
 
+@pytest.mark.usefixtures("few_refits")
 def test_sizes_in_a_table_may_be_texts_as_in_a_file() -> None:
     texts = pd.DataFrame({"params": ["1M", "10M", "0.1B", "1e9"], "loss": ["4,0", "3,4", "3,0", 2.8]})
     expected = scalebench.fit(POWER).parameters

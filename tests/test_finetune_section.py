@@ -105,7 +105,7 @@ def test_as_much_data_from_scratch_stands_beside_the_loss() -> None:
     loss = loss_from_scratch(planted, SIZES[0], LENGTHS[2])
     assert loss == pytest.approx(from_scratch(SIZES[0], LENGTHS[2]))
     assert np.isnan(loss_from_scratch(planted, SIZES[0], 123.0))
-    assert f"(from scratch {loss:.3f})" in conclusions(planted)[0]
+    assert f"(from scratch {loss:.3f})" in next(finetune.sentences(planted))
 
 
 def test_findings_need_their_trials(analysed: StudyAnalysis) -> None:

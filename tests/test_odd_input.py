@@ -219,7 +219,7 @@ def test_closed_standard_streams_are_replaced(monkeypatch) -> None:
 def test_refits_without_an_optimum_widen_its_interval() -> None:
     """Losses in which a fifth of the refits have a term at 0: N* is infinite or 0 in these, and not determined."""
     from scalebench import fit
-    from scalebench.advice.compute_optimal import closed_form, parametric
+    from scalebench.advice.closed_form import closed_form, parametric
 
     rng = np.random.default_rng(2)
     sizes, tokens = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4)))

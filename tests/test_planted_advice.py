@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scalebench.advice import isoflop, optimum_law
-from scalebench.advice.compute_optimal import closed_form
+from scalebench.advice.closed_form import closed_form
 
 SURFACE = {"E": 1.8, "A": 2000.0, "alpha": 0.5, "B": 400.0, "beta": 0.25}
 

@@ -43,7 +43,7 @@ def test_step_times_that_grow_with_the_work_are_extrapolated() -> None:
 FIVE, BUNCHED = np.geomspace(1e5, 1e7, 5), np.array([1e4, 1.2e4, 1.5e4, 2e4, 1e7])
 
 
-@pytest.mark.parametrize(("sizes", "seed"), [(FIVE, 4), (BUNCHED, 0)])
+@pytest.mark.parametrize(("sizes", "seed"), [(FIVE, 4), pytest.param(BUNCHED, 0, marks=pytest.mark.slow)])
 def test_a_cost_whose_law_is_not_told_has_the_intervals_of_both(sizes: np.ndarray, seed: int) -> None:
     """Planted: an exponent of 1.1. The straight line alone misses the cost at 10 times the largest size."""
     rng = np.random.default_rng(seed)

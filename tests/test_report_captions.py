@@ -93,7 +93,7 @@ def studies(folder: Path) -> dict[str, Results]:
 
 
 # Figures of many marks, drawn for every case.
-SLOW = ("loss", "step-time", "profile", "curves", "noise", "memory")
+SLOW = ("loss", "backtest", "step-time", "profile", "curves", "noise", "memory")
 
 
 @pytest.fixture(scope="module")

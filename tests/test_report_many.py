@@ -163,6 +163,7 @@ def test_the_law_of_a_cost_is_chosen_as_well_by_medians() -> None:
         assert choose_cost_law(points)[0] == planted
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_computed_exactly_gets_its_law_without_the_comparison(monkeypatch) -> None:
     """The comparison, which takes 30 times as long, gives the same law; noise of 1e-5, or four sizes, are compared."""
     sizes = np.geomspace(1e3, 1e6, 6)

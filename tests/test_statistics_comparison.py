@@ -85,7 +85,11 @@ def test_drawn_medians_are_those_of_resamples(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "between", "within"),
-    [(3, 0.0, 0.05), (3, 0.05, 0.02), pytest.param(5, 0.03, 0.05, marks=pytest.mark.slow)],
+    [
+        pytest.param(3, 0.0, 0.05, marks=pytest.mark.slow),
+        (3, 0.05, 0.02),
+        pytest.param(5, 0.03, 0.05, marks=pytest.mark.slow),
+    ],
 )
 def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says(
     count: int, between: float, within: float

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from transfer_support import AMOUNTS, LENGTHS, SIZES, A, B, K, from_scratch, study
 
+from scalebench.analysis.curve_errors import STEP, read_off
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.transfer import Curve, transfer_of
 
@@ -119,7 +120,7 @@ def test_the_law_is_refused_where_the_design_does_not_support_it(changes: dict[s
 
 
 def test_runs_from_scratch_that_differ_in_more_than_length_are_no_curve() -> None:
-    mixed = study()
+    mixed = study.__wrapped__()
     mixed.beside.loc[mixed.beside.index[0], "learning_rate"] = 0.5
     first, *_, last = transfer_of(mixed).points
     assert first.reason == "4,000 parameters: its runs from scratch differ in learning_rate"
@@ -127,10 +128,23 @@ def test_runs_from_scratch_that_differ_in_more_than_length_are_no_curve() -> Non
 
 
 def test_a_loss_from_scratch_that_rises_with_data_is_no_curve() -> None:
-    rising = study()
+    rising = study.__wrapped__()
     longest = rising.beside["tokens_seen"].eq(1e7) & rising.beside["params_non_embedding"].eq(4e3)
     rising.beside.loc[longest, "validation_loss_nats"] = 9.0
     assert "does not fall at 10,000,000 tokens" in transfer_of(rising).points[0].reason
+
+
+@pytest.mark.parametrize("lengths", [2, 3, 6])
+def test_drawn_curves_are_read_off_as_by_scipy(lengths: int) -> None:
+    from scipy.interpolate import PchipInterpolator
+
+    rng, tokens = np.random.default_rng(0), np.geomspace(1e4, 1e7, lengths)
+    losses = np.linspace(4, 2, lengths) + 0.4 * rng.standard_normal((30, lengths))  # some rise where they should fall
+    reached = np.array([9.0, 4.0, 3.3, 2.5, 2.0, 0.1])
+    for drawn, effective in zip(losses, read_off(tokens, losses, reached), strict=True):
+        x = STEP * np.arange(lengths) - np.minimum.accumulate(drawn)
+        expected = PchipInterpolator(x, np.log(tokens))(np.clip(-reached, x[0], x[-1]))
+        assert np.log(effective) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_study_alone_says_what_is_missing() -> None:

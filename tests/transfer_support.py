@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def row(study: str, size: float, tokens: float, seed: int, loss: float, **other:
                      "validation_loss_nats": loss, "learning_rate": rate, **other}  # fmt: skip
 
 
+@cache  # for tests that only read it
 def study(*, noise: float = 0.0, seeds: int = 3, sizes: Any = SIZES, amounts: Any = AMOUNTS, lengths: Any = LENGTHS,
           loss: Any = tuned, **changes: Any) -> StudyAnalysis:  # fmt: skip
     """A fine-tuning study beside runs from scratch, with normal noise of ``noise`` nats between seeds."""

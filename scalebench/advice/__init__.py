@@ -6,7 +6,8 @@ batch size by model size, and `compute_multiplier` the compute that a change sav
 """
 
 from scalebench.advice.allocation import Allocation, Counting
-from scalebench.advice.compute_optimal import conventions, isoflop, parametric
+from scalebench.advice.closed_form import conventions, parametric
+from scalebench.advice.compute_optimal import isoflop
 from scalebench.advice.data_constrained import data_constrained_optimum
 from scalebench.advice.design import best_set, next_trial
 from scalebench.advice.envelope import envelope

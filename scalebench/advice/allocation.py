@@ -147,12 +147,18 @@ class Allocation:
 
         They are where both are in their 95 % intervals, whose ends are less than a factor of `WIDEST` apart.
         """
+        return self.bands(flops)[0]
+
+    def bands(self, flops: ArrayLike) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+        """Return where N* and D* are `determined`, bool [n], and their intervals by name; none without draws."""
         inside = np.ones(np.atleast_1d(flops).shape, dtype=bool)
-        if self.draws is not None:
-            for value, interval in ((self.params, self.params_interval), (self.tokens, self.tokens_interval)):
-                mid, (low, high) = value(flops), interval(flops)
-                inside &= (low <= mid) & (mid <= high) & (high < WIDEST * low)
-        return inside
+        if self.draws is None:
+            return inside, {}
+        ends = {"params": self.params_interval(flops), "tokens": self.tokens_interval(flops)}
+        for name, (low, high) in ends.items():
+            mid = getattr(self, name)(flops)
+            inside &= (low <= mid) & (mid <= high) & (high < WIDEST * low)
+        return inside, ends
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Interval of a, b, params_constant or tokens_constant. Raises FitRefused without draws."""

@@ -1,35 +1,29 @@
 """Compute-optimal allocation by the three approaches of Hoffmann et al. 2022 (arXiv 2203.15556).
 
 Approach 1, in `envelope`: the best run at each compute, then a line. Here approach 2, `isoflop`: the vertex of a
-parabola for each budget, then a line; and approach 3, `parametric`: closed form from a fitted surface. `conventions`
-compares the conventions for counting N and C.
+parabola for each budget, then a line. Approach 3, in `closed_form`: from a fitted surface.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from scalebench.advice.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.closed_form import BUDGET_TOLERANCE, Surfaces, closed_form, flops_law
 from scalebench.advice.optima import Found, Without, lines_through, sweep_optima
 from scalebench.advice.regression import LinearFit
 from scalebench.advice.vertex import AtEdge
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
-from scalebench.laws.fit import Fit, fit
+from scalebench.laws.columns import Columns, groups_within
+from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
 
 # Standard error of a budget's minimum over the range of its sizes from which that error is too noisy for a weight:
 # with noise of half the depth of the parabola, 95 % intervals of weighted lines through five budgets held a in 91 %.
 NOISY_SHARE = 0.1
 BY_BUDGET = ("flops",)
-DRAWS = 1000
-FURTHEST_LOG = 600.0  # of a constant of N* or D*: at any budget the numbers are floats
 LINE_DRAWS = 20_000  # draws of a line are cheap; the 2.5 % quantile of 1000 has an error of 5 %
-BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
-SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
 BIAS_NOTE = (
     "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
     "even without noise, more so the wider and the further off centre its grid (`bias` is its value for this grid)"
@@ -43,6 +37,7 @@ def isoflop(
     neighbours: int | None = None,
     weighted: bool = True,
     seed: int = 0,
+    surfaces: Surfaces | None = None,
 ) -> Allocation:
     """Approach 2. Columns as `count` takes them; points within 5 % of each other's FLOPs are one budget.
 
@@ -50,13 +45,11 @@ def isoflop(
     same weight in the line, as in published fits; so does noise that hides where the minima are, which `notes` say.
     Budgets without an interior minimum are in `refused`; the line counts the minimum of one at an edge of its sizes as
     beyond that edge (see `censored`). Intervals are of the lines as they are and of lines without the `bias` of this
-    grid, so that they hold the optimum despite it.
+    grid, so that they hold the optimum despite it. `surfaces` are those of the points, where they are used again.
     Raises FitRefused with fewer than three budgets left.
     """
     counting = counting or Counting()
-    columns = count(points, counting)
-    columns["flops"] = _budgets(columns["flops"])
-    sweeps, without = sweep_optima(columns, ("params",), BY_BUDGET, neighbours)
+    columns, sweeps, without = minima_by_budget(points, counting, neighbours)
     if len(sweeps) < 3:
         why = f"; the first without one: {without[0][1]}" if without else ""
         raise FitRefused(
@@ -70,7 +63,7 @@ def isoflop(
     (by_tokens,), _ = lines_through(*mirrored, ("tokens",), BY_BUDGET, weighted=weighted)
     lines = by_size, by_tokens
     freedom, draws = lines[0].degrees_of_freedom, _opposed(*lines, seed)
-    off = _off_on_this_grid(columns, neighbours, weighted)
+    off = _off_on_this_grid(surfaces or Surfaces(points), counting, columns, neighbours, weighted)
     method = f"parametric bootstrap of the line through {len(sweeps)} minima, t with {freedom} degrees of freedom"
     return Allocation(
         approach=2,
@@ -83,6 +76,18 @@ def isoflop(
         refused=refused,
         bias=None if off is None else _bias(off, columns),
     )
+
+
+def minima_by_budget(
+    points: Columns, counting: Counting, neighbours: int | None = None
+) -> tuple[dict[str, Array], Found, Without]:
+    """The columns of the points, FLOPs being those of their budget, the minima of budgets, and budgets without one.
+
+    Raises FitRefused for a missing column.
+    """
+    columns = count(points, counting)
+    columns["flops"] = _budgets(columns["flops"])
+    return columns, *sweep_optima(columns, ("params",), BY_BUDGET, neighbours)
 
 
 def _hidden(columns: Mapping[str, Array], sweeps: Found) -> tuple[float, float]:
@@ -130,11 +135,12 @@ def _budgets(flops: Array) -> Array:
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
-def _off_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Array | None:
+def _off_on_this_grid(
+    surfaces: Surfaces, counting: Counting, columns: Mapping[str, Array], neighbours: int | None, weighted: bool
+) -> Array | None:
     """`_off` on the surface fitted to these points; None if that fit or its optima are refused, or there is none."""
     try:
-        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-        off = _off(surface, columns, neighbours, weighted)
+        off = _off(surfaces.fitted(counting), columns, neighbours, weighted)
     except FitRefused:
         return None
     return off if np.isfinite(off).all() else None
@@ -165,121 +171,3 @@ def _bias(off: Array, columns: Mapping[str, Array]) -> Bias:
     log = np.log(float(columns["flops"].max()))
     off_there, off_beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
     return Bias(float(off[1]), float(off[3]), float(np.exp(log)), off_there, off_beyond)
-
-
-def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:
-    """(ln k, p, q) of C = k N^p D^q through the points by least squares; (ln 6, 1, 1) where all are within 5 % of 6ND.
-
-    Exact counts are sums (matrices, attention, vocabulary), so the power law holds near the points only.
-
-    Raises FitRefused where params and tokens do not vary independently and C is not 6ND.
-    """
-    logs = {name: np.log(columns[name]) for name in ("params", "tokens", "flops")}
-    ratio = logs["flops"] - logs["params"] - logs["tokens"]
-    if np.abs(ratio - SIX_N_D[0]).max() < BUDGET_TOLERANCE:
-        return SIX_N_D
-    design = np.stack([np.ones(len(ratio)), logs["params"], logs["tokens"]], axis=1)
-    centred = design[:, 1:] - design[:, 1:].mean(axis=0)
-    if np.linalg.svd(centred, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(ratio)):
-        raise FitRefused("params and tokens lie on one line in log space; exact FLOPs need each at a fixed other")
-    level, p, q = np.linalg.lstsq(design, logs["flops"], rcond=None)[0]
-    return float(level), float(p), float(q)
-
-
-def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, float] | None = None) -> Array:
-    """(ln params_constant, a, ln tokens_constant, b), [batch, 4], that minimise A N^-alpha + B D^-beta at cost C.
-
-    `cost` is (ln k, p, q) of C = k N^p D^q, 6ND by default. At the minimum alpha A N^-alpha / p = beta B D^-beta / q;
-    with p = q = 1 that is equation 4 of Hoffmann et al.: a = beta / (alpha + beta).
-    """
-    log_k, p, q = cost or SIX_N_D
-    A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a refit may switch a term off: its optimum is infinite
-        balance = np.log(alpha * A * q) - np.log(beta * B * p)
-    total = alpha * q + beta * p
-    log_params = (q * balance - beta * log_k) / total
-    log_tokens = (-p * balance - alpha * log_k) / total
-    return np.stack([log_params, beta / total, log_tokens, alpha / total], axis=1)
-
-
-def _within_range(drawn: Array) -> Array:
-    """Return refits, [n, 4], with infinite optima at the ends of the range: without them intervals are too narrow.
-
-    Refits without either term have no optimum, and stand at one end and the other in turn.
-    """
-    nowhere = np.flatnonzero(np.isnan(drawn).any(axis=1))
-    ends = np.where(np.arange(len(nowhere)) % 2, FURTHEST_LOG, -FURTHEST_LOG)
-    drawn = drawn.copy()
-    drawn[nowhere, 0], drawn[nowhere, 2] = ends, -ends
-    return np.clip(drawn, -FURTHEST_LOG, FURTHEST_LOG)
-
-
-def parametric(
-    surface: Fit,
-    counting: Counting | None = None,
-    *,
-    cost: tuple[float, float, float] | None = None,
-    n: int | None = None,
-    seed: int | None = None,
-) -> Allocation:
-    """Approach 3: closed form from a fit with parameters A, alpha, B, beta; intervals from its bootstrap of `n` refits.
-
-    `n` and `seed` default to those of `surface.refits`. `counting` is the convention of the fitted points; `cost` as in
-    `closed_form`, from `flops_law`, for exact FLOPs. Raises FitRefused for another law, and if a term of the law is
-    switched off.
-    """
-    if set(surface.law.inputs) != {"params", "tokens"} or not {"A", "alpha", "B", "beta"} <= set(surface.parameters):
-        raise FitRefused(
-            f"law {surface.law.name} of {', '.join(surface.law.inputs)} has no closed form; Approach 3 needs A, "
-            "alpha, B and beta of params and tokens: fit chinchilla"
-        )
-    if surface.status == "max_iterations" or surface.starts_agreeing < 2:
-        agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
-        raise FitRefused(
-            f"the fit did not settle (status {surface.status}, {agreeing}): the points determine no optimum"
-        )
-    if not surface.parameters["A"] * surface.parameters["B"] > 0:
-        raise FitRefused("a fitted coefficient is 0, so loss does not fall with both sizes; add points that vary them")
-    draws, method = None, ""
-    try:
-        boot = surface.bootstrap(n, seed)
-        draws, method = _within_range(closed_form(boot.samples, cost)), boot.method
-    except FitRefused as reason:
-        method = str(reason)
-    coefficients = closed_form(surface.parameters, cost)[0]
-    used = counting or Counting(flops="6ND" if cost is None else "exact")
-    agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
-    sound = surface.status == "converged" and surface.starts_agreeing > surface.starts / 2
-    notes = () if sound else (f"status of the fit: {surface.status}, {agreeing}",)
-    return Allocation(3, used, coefficients, draws, method, notes)
-
-
-def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
-    """Approach 3 under each counting convention: one row each with a, b and their intervals, N and D.
-
-    N and D are the optimum at `flops`, counted by that row's convention. If a column is missing or the fit is refused,
-    numbers are None and the reason is under `refused`.
-    """
-    return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
-
-
-def _convention(points: Columns, counting: Counting, flops: float, n: int) -> dict[str, Any]:
-    names = {"counting_params": counting.params, "counting_flops": counting.flops}
-    try:
-        columns = count(points, counting)
-        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-        cost = flops_law(columns) if counting.flops == "exact" else None
-        allocation = parametric(surface, counting, cost=cost, n=n)
-    except FitRefused as reason:
-        return {**names, **dict.fromkeys(("a", "b", "N", "D", "a_interval", "b_interval")), "refused": str(reason)}
-    drawn = allocation.draws is not None
-    return {
-        **names,
-        "a": allocation.a,
-        "b": allocation.b,
-        "N": float(allocation.params(flops)[0]),
-        "D": float(allocation.tokens(flops)[0]),
-        "a_interval": allocation.interval("a") if drawn else None,
-        "b_interval": allocation.interval("b") if drawn else None,
-        "refused": None,
-    }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalebench.advice.compute_optimal import closed_form
+from scalebench.advice.closed_form import closed_form
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused

@@ -35,18 +35,44 @@ def shared_errors(fitted: Fit, rows: pd.DataFrame, curves: Mapping[float, Curve]
     for size, part in rows.groupby("params"):
         curve, where = curves[float(str(size))], rows.index.get_indexer(part.index)
         scale = curve.error * np.sqrt(curve.freedom / rng.chisquare(curve.freedom, DRAWS))
-        for draw in range(DRAWS):
-            losses = curve.losses + scale[draw] * rng.standard_normal(len(curve.losses))
-            effective = _read_off(curve.tokens, losses, part["loss"].to_numpy(dtype=float))
-            targets[draw, where] = effective - part["tokens"].to_numpy(dtype=float)
+        losses = curve.losses + scale[:, None] * rng.standard_normal((DRAWS, len(curve.losses)))
+        effective = read_off(curve.tokens, losses, part["loss"].to_numpy(dtype=float))
+        targets[:, where] = effective - part["tokens"].to_numpy(dtype=float)
     refits = fitted.refit(np.log(np.maximum(targets, LEAST * measured)), fitted.problem.weights)
     return {name: np.asarray(values) for name, values in refits.items()}
 
 
-def _read_off(tokens: Array, losses: Array, reached: Array) -> Array:
-    """Return the tokens from scratch for losses ``reached`` [n], by the monotone cubic; at its ends beyond them."""
-    from scipy.interpolate import PchipInterpolator  # takes a second to import
+def read_off(tokens: Array, losses: Array, reached: Array) -> Array:
+    """Return the tokens from scratch, [draws, n], for losses ``reached`` [n] on each of the curves, [draws, k].
 
-    falling = np.minimum.accumulate(losses) - STEP * np.arange(len(losses))
-    places = np.clip(-reached, -falling[0], -falling[-1])
-    return np.asarray(np.exp(PchipInterpolator(-falling, np.log(tokens))(places)), dtype=np.float64)
+    By the monotone cubic (PCHIP) in the log of the tokens, of all curves at once; beyond its ends it is that of an end.
+    """
+    x = STEP * np.arange(len(tokens)) - np.minimum.accumulate(losses, axis=1)
+    y = np.log(tokens)
+    slopes = _slopes(np.diff(x, axis=1), np.diff(y) / np.diff(x, axis=1))
+    places = np.clip(-reached, x[:, :1], x[:, -1:])
+    left = (places[:, :, None] >= x[:, None, 1:-1]).sum(axis=2)  # the interval of each place, by its lower end
+    low, high, begin, end = (np.take_along_axis(each, at, axis=1) for each in (x, slopes) for at in (left, left + 1))
+    width, rise = high - low, (y[left + 1] - y[left]) / (high - low)
+    bend = (begin + end - 2 * rise) / width
+    step = places - low
+    cubic = ((bend / width * step + (rise - begin) / width - bend) * step + begin) * step + y[left]
+    return np.asarray(np.exp(cubic), dtype=np.float64)
+
+
+def _slopes(width: Array, rise: Array) -> Array:
+    """Return the slopes [draws, k] at the points of rising curves with these widths and rises, [draws, k - 1].
+
+    Inside they are weighted harmonic means of the rises on both sides, at the ends from three points (Fritsch and
+    Butland 1984), as in SciPy.
+    """
+    if width.shape[1] == 1:
+        return np.repeat(rise, 2, axis=1)
+    first, second = 2 * width[:, 1:] + width[:, :-1], width[:, 1:] + 2 * width[:, :-1]
+    inside = (first + second) / (first / rise[:, :-1] + second / rise[:, 1:])
+    ends = [
+        ((2 * width[:, i] + width[:, j]) * rise[:, i] - width[:, i] * rise[:, j]) / (width[:, i] + width[:, j])
+        for i, j in ((0, 1), (-1, -2))
+    ]
+    begin, end = (np.maximum(each, 0.0)[:, None] for each in ends)
+    return np.concatenate([begin, inside, end], axis=1)

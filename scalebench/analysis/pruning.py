@@ -213,11 +213,9 @@ def against_dense(part: pd.DataFrame, *, together: bool = False) -> list[tuple[f
     have none. Seeds are what is independent: each counts once, with its mean. Intervals are those of each density
     alone, or ``together`` of all of them at once, as the choice of the best needs.
     """
-    parents, by_seed = dense(part), {}
-    for density, trials in by_density(part[part["density"] < 1]):
-        each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
-        if len(each):
-            by_seed[density] = each.groupby("seed")["excess"].mean()
+    trials = part[part["density"] < 1]
+    compared = trials.assign(excess=trials[LOSS] - dense_loss(trials, dense(part))).dropna(subset=["excess"])
+    by_seed = {density: each.groupby("seed")["excess"].mean() for density, each in by_density(compared)}
     comparisons = len(by_seed) if together else 1
     return [(density, mean(excess, comparisons)) for density, excess in by_seed.items()]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from scalebench.analysis.trials import LOSS, TEACHER, SizeAxis, numeric
+from scalebench.analysis.trials import LOSS, TEACHER, SizeAxis, numeric, present
 
 # What a study may set beside size, seed and series. Data and steps may follow the size; within one size they may not.
 SETTINGS = (
@@ -24,7 +24,9 @@ def replicate_notes(
     ``inherit_seed`` is whether trials have the seed of their parents, of which two of one seed differ otherwise.
     """
     groups = usable.groupby(x.column)
-    several = [name for name in SETTINGS if name in usable and name not in known and usable[name].nunique() > 1]
+    several = [
+        name for name in SETTINGS if name in usable and name not in known and len(set(present(usable[name]))) > 1
+    ]
     varied = [name for name in several if (groups[name].nunique() > 1).any()]
     if varied:
         yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "
@@ -36,7 +38,7 @@ def replicate_notes(
     elif inherit_seed and _differing_parents(usable, x):
         yield ("Trials of one size and seed start from several models trained as long: they count as replicates, and "
                "what these models differ in counts as noise; select parents with [from] where")  # fmt: skip
-    copies = int(usable.dropna(subset=[LOSS]).duplicated([x.column, "seed", LOSS]).sum())
+    copies = int(usable[[x.column, "seed", LOSS]].dropna(subset=[LOSS]).duplicated().sum())
     if copies:
         few = "trial repeats" if copies == 1 else "trials repeat"
         yield f"{copies} {few} size, seed and loss of another exactly: a copy counts as an independent run"

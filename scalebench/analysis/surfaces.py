@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.advice import Allocation, Counting, isoflop, parametric
+from scalebench.advice import Allocation, Counting, parametric
 from scalebench.advice.allocation import WIDEST, count
+from scalebench.advice.compute_optimal import minima_by_budget
 from scalebench.analysis.trends import Array, Trend, trend_by
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, PARAMETERS, N, best_over, numeric, split_columns, tuned_axes
 from scalebench.laws import LAWS, Fit, FitRefused, fit
@@ -79,10 +80,11 @@ class Surface:
 def _minima(points: pd.DataFrame) -> tuple[tuple[float, float, float], ...]:
     """Return (FLOP, N, D) of the interior minimum of each budget; none where fewer than three budgets have one."""
     try:
-        optima = isoflop(points, COUNTING).optima
+        found = minima_by_budget(points, COUNTING)[1]
     except FitRefused:
         return ()
-    return tuple((flops, optimum.x, flops / (FLOPS_PER_PARAMETER_TOKEN * optimum.x)) for flops, optimum in optima)
+    optima = [(group["flops"], optimum.x) for group, (optimum,) in found]
+    return tuple((flops, x, flops / (FLOPS_PER_PARAMETER_TOKEN * x)) for flops, x in optima) if len(optima) >= 3 else ()
 
 
 def surfaces_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> Iterator[Surface]:

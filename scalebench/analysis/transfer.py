@@ -9,7 +9,7 @@ off one curve and share its error, which the intervals of the law hold (see `cur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -53,18 +53,29 @@ class Curve:
 
     def tokens_for(self, loss: float) -> float:
         """Return the tokens that training from scratch needs for a loss; NaN outside the losses measured."""
-        return float(np.exp(_between(-self.losses, np.log(self.tokens), -loss)))
+        return float(np.exp(self._tokens_by_loss(-loss)))
 
     def loss_at(self, tokens: float) -> float:
         """Return the loss from scratch on an amount of data; NaN outside the lengths measured."""
-        return _between(np.log(self.tokens), self.losses, float(np.log(tokens)))
+        return float(self._loss_by_tokens(np.log(tokens)))
+
+    @cached_property
+    def _tokens_by_loss(self) -> Callable[[float], Array]:
+        """The log of the tokens at a loss times -1."""
+        return _between(-self.losses, np.log(self.tokens))
+
+    @cached_property
+    def _loss_by_tokens(self) -> Callable[[float], Array]:
+        """The loss at the log of the tokens."""
+        return _between(np.log(self.tokens), self.losses)
 
 
-def _between(places: Array, values: Array, place: float) -> float:
-    """Return the monotone cubic through values (n,) at rising places (n,); NaN outside them."""
+def _between(places: Array, values: Array) -> Callable[[float], Array]:
+    """Return the monotone cubic through values (n,) at rising places (n,); it is NaN outside them."""
     from scipy.interpolate import PchipInterpolator
 
-    return float(PchipInterpolator(places, values, extrapolate=False)(place))
+    cubic: Callable[[float], Array] = PchipInterpolator(places, values, extrapolate=False)
+    return cubic
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scalebench.analysis.parents import parent_settings
 
@@ -63,7 +64,9 @@ def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
     """Return a column as floats, NaN where it is absent or not a number."""
     if column not in frame:
         return pd.Series(np.nan, index=frame.index, dtype=float)
-    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    recorded = frame[column]
+    numbers = recorded if recorded.dtype == np.float64 else pd.to_numeric(recorded, errors="coerce")
+    values = numbers.to_numpy(dtype=float, na_value=np.nan)
     return pd.Series(np.where(np.isinf(values), np.nan, values), index=frame.index, name=column)
 
 
@@ -158,7 +161,13 @@ def split_columns(trials: pd.DataFrame, definition: Mapping[str, Any]) -> list[s
         if name in trials
     ]
     leave_out = SIZE_AXES.union(tuned_axes(definition))
-    return [name for name in names if name not in leave_out and trials[name].dropna().astype(str).nunique() > 1]
+    return [name for name in names if name not in leave_out and len(set(map(str, present(trials[name])))) > 1]
+
+
+def present(values: pd.Series[Any]) -> NDArray[np.object_]:
+    """Return the values of a column that are not missing, as Python's objects."""
+    array = values.to_numpy(dtype=object)
+    return array[~pd.isna(array)]
 
 
 def _branching(trials: pd.DataFrame) -> list[str]:

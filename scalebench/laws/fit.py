@@ -103,11 +103,12 @@ class Fit(Estimate):
         """
         arguments: dict[str, Any] = {"n": n, "seed": seed, "method": method}
         changed = {name: value for name, value in arguments.items() if value is not None}
-        return bootstrap(self, replace(self.refits, **changed))
+        refits = replace(self.refits, **changed)
+        return self._default_bootstrap if refits == self.refits else bootstrap(self, refits)
 
     @cached_property
     def _default_bootstrap(self) -> Bootstrap:
-        return self.bootstrap()
+        return bootstrap(self, self.refits)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval of a parameter. Raises FitRefused with zero degrees of freedom."""

@@ -163,14 +163,18 @@ class Problem:
         near = np.minimum(size, width)
         size -= near / 2
         size *= near
-        size *= self._pull(residuals)
-        return size.sum(axis=-1), basis
+        return self._pulled(size, residuals).sum(axis=-1), basis
 
-    def _pull(self, residuals: Array) -> Array:
-        """Weights of the residuals, which of overestimates are larger where the loss has it so."""
+    def _pulled(self, values: Array, residuals: Array) -> Array:
+        """Values times the weights of their residuals, which of overestimates are larger where the loss has it so."""
         if self.overestimate == 1.0:
-            return self.weights
-        return np.asarray(self.weights * np.where(residuals > 0, self.overestimate, 1.0))
+            return values if self._alike else values * self.weights
+        return np.asarray(values * (self.weights * np.where(residuals > 0, self.overestimate, 1.0)))
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all weights are 1, so that nothing has to be multiplied by them."""
+        return bool((self.weights == 1.0).all())
 
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of the residuals, [batch, P, n]."""
@@ -205,9 +209,7 @@ class Problem:
         jacobian, prediction = self._expand(theta, basis, slopes)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
         residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
-        inside, irls = huber_weights(residuals, width)
-        pull = self._pull(residuals)
-        inside, irls = pull * inside, pull * irls
+        inside, irls = (self._pulled(each, residuals) for each in huber_weights(residuals, width))
         psi, inside, irls = (self.places.total(each) for each in (irls * residuals, inside, irls))
         bending = self._bending(theta, basis * (psi / scale)[:, None], slopes, bends)
         jacobian /= scale[:, None]

@@ -33,20 +33,24 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
             if not live.size:
                 break
             step, predicted = _step(problem, theta, terms, width, damping)
-            trial = np.clip(theta + step, problem.lower, problem.upper)
+            trial = np.minimum(np.maximum(theta + step, problem.lower), problem.upper)
             trial_value, trial_terms = problem.value_with_terms(trial, width)
             better = trial_value < value
             done = predicted <= tolerance * value + rounding
-            over = done | ((damping > 1e10) & ~better)
-            damping = np.where(better, np.maximum(damping / 8, 1e-12), damping * 6)
-            theta, value = np.where(better[:, None], trial, theta), np.where(better, trial_value, value)
-            result[live], lowest[live], converged[live] = theta, value, done
+            if better.all():  # quick, and usually so
+                over, damping = done, np.maximum(damping / 8, 1e-12)
+                theta, value, terms = trial, trial_value, trial_terms
+            else:
+                over = done | ((damping > 1e10) & ~better)
+                damping = np.where(better, np.maximum(damping / 8, 1e-12), damping * 6)
+                theta, value = np.where(better[:, None], trial, theta), np.where(better, trial_value, value)
+                terms = np.where(better[:, None, None], trial_terms, terms)
             if over.any():  # only the others go on
-                left = np.flatnonzero(~over)
-                live, rounding, damping, better = live[left], rounding[left], damping[left], better[left]
-                theta, value, terms, trial_terms = theta[left], value[left], terms[left], trial_terms[left]
-                problem = problem.rows(left)
-            terms = np.where(better[:, None, None], trial_terms, terms)
+                ended, left = live[over], np.flatnonzero(~over)
+                result[ended], lowest[ended], converged[ended] = theta[over], value[over], done[over]
+                live, rounding, damping = live[left], rounding[left], damping[left]
+                theta, value, terms, problem = theta[left], value[left], terms[left], problem.rows(left)
+    result[live], lowest[live] = theta, value
     return result, lowest, converged
 
 

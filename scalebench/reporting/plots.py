@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from scalebench.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from scalebench.analysis.study import StudyAnalysis
     from scalebench.reporting.svg import Marks
 
 
@@ -66,22 +68,29 @@ class Plots(PlotAccessor):
         super().__init__(data)
         self.trials = data
 
+    @cached_property
+    def _analysed(self) -> StudyAnalysis:
+        """The study, analysed once for all figures."""
+        from scalebench.analysis.study import analyse
+
+        results = self.trials.results
+        (study,) = results.studies
+        return analyse(results, study)
+
     def _draw(self, name: str, ax: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
 
-        from scalebench.analysis.study import analyse
         from scalebench.reporting.svg import Marks
         from scalebench.reporting.views import Caption
 
         module, function = FIGURES[name]
-        results = self.trials.results
-        studies = list(results.studies)
+        studies = list(self.trials.results.studies)
         if len(studies) != 1:
             raise InputError([f"plot.{name}: {len(studies)} studies here; load one: load_results('RESULTS/<study>')"])
         axes = plt.subplots(layout="constrained")[1] if ax is None else ax
         draw = getattr(import_module(f"scalebench.reporting.figures.{module}"), function)
         figure: Any = axes.figure
-        drawn = draw(Marks(figure, axes), analyse(results, studies[0]))
+        drawn = draw(Marks(figure, axes), self._analysed)
         if not isinstance(drawn, Caption):
             raise InputError([f"plot.{name}: {drawn or 'nothing of it was measured'}"])
         return axes

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalebench.advice import Counting, conventions, envelope, isoflop, parametric
+from scalebench.advice import Counting, conventions, envelope, isoflop
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
-from scalebench.advice.compute_optimal import flops_law
+from scalebench.advice.closed_form import Surfaces
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
 from scalebench.advice.optima import Refused
 from scalebench.cli.output import print_json, say, say_written, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
-from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_results
 from scalebench.points.fit_file import check_columns, open_fit
@@ -76,12 +75,13 @@ def run_optimal(
     check_plot(plot)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
-    allocated, refused = allocations(points, approaches, counting)
+    surfaces = Surfaces(points)
+    allocated, refused = allocations(surfaces, approaches, counting)
     for line in [] if is_results(path) else [*unit_notes(columns), *point_warnings(points)]:
         warn(f"{path}: {line}")
     levels = list(budgets) or [_largest(path, points, counting)]
     settled = 3 not in refused and all(_optimum_at(each, levels[-1])["determined"] for each in allocated)
-    by_convention = conventions(points, levels[-1]) if settled else []
+    by_convention = conventions(surfaces, levels[-1]) if settled else []
     plot = plot if allocated else None
     draw_plot(lambda marks: allocation_figure(marks, allocated, budgets, count(points, counting)["flops"]), plot)
     if as_json:
@@ -134,26 +134,24 @@ def _with_ends(optimum: DataConstrainedOptimum, name: str) -> str:
 
 
 def allocations(
-    points: Mapping[str, Any], approaches: Sequence[int], counting: Counting
+    surfaces: Surfaces, approaches: Sequence[int], counting: Counting
 ) -> tuple[list[Allocation], dict[int, str]]:
     """Return the allocation by each approach, and the reason for each approach that has none."""
     allocated, refused = [], {}
     for approach in approaches:
         try:
-            allocated.append(_allocation(points, approach, counting))
+            allocated.append(_allocation(surfaces, approach, counting))
         except FitRefused as refusal:
             refused[approach] = str(refusal)
     return allocated, refused
 
 
-def _allocation(points: Mapping[str, Any], approach: int, counting: Counting) -> Allocation:
+def _allocation(surfaces: Surfaces, approach: int, counting: Counting) -> Allocation:
     if approach == 1:
-        return envelope(points, counting)
+        return envelope(surfaces.points, counting)
     if approach == 2:
-        return isoflop(points, counting)
-    columns = count(points, counting)
-    surface = fit_law({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-    return parametric(surface, counting, cost=flops_law(columns) if counting.flops == "exact" else None)
+        return isoflop(surfaces.points, counting, surfaces=surfaces)
+    return surfaces.allocation(counting)
 
 
 def _largest(path: Path, points: Mapping[str, Any], counting: Counting) -> float:

@@ -204,12 +204,12 @@ def allocation_figure(marks: Marks, allocated: Sequence[Allocation], budgets: Se
 
 def _allocated(marks: Marks, allocation: Allocation, flops: Array, color: str) -> None:
     """Both lines of an approach with their bands, where it determines them, and the minima that it found."""
-    determined = allocation.determined(flops)
+    determined, ends = allocation.bands(flops)
     for name, label, line in (("params", "N*", "-"), ("tokens", "D*", "--")):
         best = np.where(determined, getattr(allocation, name)(flops), np.nan)
         marks.axes.plot(flops, best, color=color, linestyle=line, label=f"{label}, approach {allocation.approach}")
-        if allocation.draws is not None:
-            low, high = getattr(allocation, f"{name}_interval")(flops)
+        if name in ends:
+            low, high = ends[name]
             marks.band(flops, np.where(determined, low, np.nan), np.where(determined, high, np.nan), color)
     x, y = ([budget for budget, _ in allocation.optima], [optimum.x for _, optimum in allocation.optima])
     marks.draw(x, y, ["" for _ in x], color=color, marker="o", markersize=4)
