@@ -1,0 +1,37 @@
+"""``scalebench serve``: a trained model among the results, behind HTTP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scalebench.cli.commands.generate import load_writer
+from scalebench.cli.output import say_exactly, warn
+from scalebench.errors import number_of
+from scalebench.serving.options import Options
+
+ABILITIES = ("generation",)
+
+
+def run_serve(results: Path, trial: str | None, options: Options, *, family: str | None = None) -> int:
+    """Serve a trial's model until a signal comes; return the exit code. Raises ``InputError`` or ``StoreError``."""
+    options.check()
+    options.api_key()
+    warn(*options.warnings())
+    writer = load_writer(results, trial, family, ABILITIES)
+    from scalebench.serving.completions import Served
+    from scalebench.serving.scheduler import Scheduler
+    from scalebench.serving.server import address, bound, server
+    from scalebench.workloads.continuous import Batch
+
+    context = int(writer.config.context)
+    served = Served(writer.name, writer.data, context, min(options.max_tokens or context, context))
+    scheduler = Scheduler(Batch(writer.model, options.max_batch, context))
+    with bound(options) as listening:
+        running = server(served, scheduler, options)
+        where = address(options, listening)
+        say_exactly(f"{writer.name} of family {writer.trial.family} at {where}; Ctrl-C ends it")
+        sys.stdout.flush()
+        running.run(sockets=[listening])
+    say_exactly(f"stopped after {number_of(scheduler.metrics.responses.total(), 'response')}")
+    return 0
