@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from scalebench import __version__
 from scalebench.serving import metrics
 from scalebench.serving.api_errors import ApiError
 from scalebench.serving.bodies import CompletionBody, mistakes
@@ -34,7 +33,7 @@ def application(served: Served, scheduler: Scheduler, key: str | None = None) ->
         await asyncio.to_thread(scheduler.close)
 
     # The pages of the documentation would load scripts from the network.
-    app = FastAPI(title="scalebench", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="scalebench", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -34,7 +34,8 @@ class Options:
         wrong = {
             f"--port: must be 0 (any free one) to 65535, given {self.port}": not 0 <= self.port <= 65535,
             f"--max-batch: must be at least 1, given {self.max_batch}": self.max_batch < 1,
-            f"--max-tokens: must be at least 1, given {self.max_tokens}": (self.max_tokens or 1) < 1,
+            f"--max-tokens: must be at least 1, given {self.max_tokens}": self.max_tokens is not None
+            and self.max_tokens < 1,
             "--tls-key: --tls-certificate is missing": self.tls_key is not None and self.tls_certificate is None,
         }
         if any(wrong.values()):

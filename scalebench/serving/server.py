@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
-import os
 import signal
 import socket
 import threading
@@ -61,9 +61,10 @@ def bound(options: Options) -> socket.socket:
     try:
         return socket.create_server((options.host, options.port), family=family, backlog=512)
     except OSError as error:
-        option = "--host" if isinstance(error, socket.gaierror) else "--port"
-        line = f"{options.host} port {options.port}: {os.strerror(error.errno) if error.errno else error}"
-        raise InputError(f"{option}: {line}; choose another (--port 0: any free one)") from error
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        reason = str(error.strerror).partition(" (while")[0]
+        line = f"{options.host} port {options.port}: {reason}; choose another (--port 0: any free one)"
+        raise InputError(f"{option}: {line}") from error
 
 
 def address(options: Options, listening: socket.socket) -> str:
