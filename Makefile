@@ -91,7 +91,7 @@ report: $(READY)
 
 # Every study for a CPU but the demo, on one page with an overview first.
 FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual rnn-vs-transformer sampled \
-	data-size inference
+	data-size inference serving
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
 	$(BIN)/scalebench report results/families --output $(FAMILIES_PAGE) --pictures

@@ -147,7 +147,8 @@ def predict(
     ``source`` is a results folder, the JSON of a fit, a ``Fit``, or a table, to which the law of size alone is fitted;
     ``inputs`` are other inputs of a fitted law.
     """
-    from scalebench.analysis.predictions import predict_fit, predict_size
+    from scalebench.analysis.at_work import PREDICTABLE, predict_selected
+    from scalebench.analysis.predictions import predict_fit
     from scalebench.analysis.selected import select_study
     from scalebench.running.dials import count_dial
 
@@ -159,8 +160,7 @@ def predict(
             raise InputError(f"predict: trials are predicted from params and tokens, not {', '.join(inputs)}")
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
-        study = select_study(Path(source), where, count_dial)
-        return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
+        return predict_selected(select_study(Path(source), where, count_dial, PREDICTABLE), params, tokens)
     law = _fit_of("predict", source, "power", where)
     known = {name: float(value) for name, value in values.items() if value is not None}
     missing = [name for name in law.law.inputs if name not in known]

@@ -46,6 +46,21 @@ prompt_length = 8
 new_tokens = 4
 repeats = 100
 """
+SERVING = """
+schema = 1
+name = "s"
+workload = "serving"
+[model]
+family = "gpt"
+params = 2000
+[serving]
+prompt_length = 4
+new_tokens = 4
+requests = 100
+load = 0.5
+first_token_within_s = 0.1
+token_within_s = 0.1
+"""
 # Columns that no trial on a CPU that ends well can fill, and why.
 ELSEWHERE = {
     "a GPU": {
@@ -54,7 +69,7 @@ ELSEWHERE = {
     "a family of a user's own file": {"family_sha256"},
     "float16, which needs a GPU": {"skipped_steps"},
     "a trial that fails": {"error_class", "error_message", "invalid_reason"},
-    "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
+    "a study that asks for them": {"size", "data_vocab_size", "requested_params", "requests_per_s", "concurrency"},
     "an earlier attempt that was interrupted": {"resumed_from_step"},
     "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
     "one of several trials that are trained together": {"ensemble_size", "ensemble_time_s"},
@@ -90,7 +105,7 @@ def test_no_field_of_a_model_has_the_name_of_another_column(family: str) -> None
     assert not taken & set(model_fields(FAMILIES[family]))
 
 
-@pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
+@pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE), ("serving", SERVING)])
 def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workload: str, text: str
 ) -> None:

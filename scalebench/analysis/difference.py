@@ -33,15 +33,17 @@ from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
 QUANTITIES = {
     STEP_TIME: ("step time", "s"),
     "latency_median_s": ("latency", "s"),
+    "capacity_time_per_request_s": ("time per request", "s"),
     "peak_memory_allocated_bytes": ("memory", "B"),
     "memory_tracked_peak_bytes": ("memory (tracked)", "B"),
     LOSS: ("validation loss", "nats"),
 }
-TIMES = (STEP_TIME, "latency_median_s")
+TIMES = (STEP_TIME, "latency_median_s", "capacity_time_per_request_s")
 # Columns that say what was measured or where, not what was run; names carry their units.
 MEASURED = re.compile(
-    r".*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive|_share)|metric_.*|mfu|flops_per_.*|skipped_steps"
+    r"(?!requests_per_s$).*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive|_share)|metric_.*|mfu|flops_per_.*|skipped_steps"
     r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step|resumed_attempts|checked"
+    r"|saturated|within_objectives|in_flight_mean|batch_mean"
 )
 MACHINE, DATA = "machine_id", "data_sha256"
 LEVEL = 0.95

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from scalebench.analysis.counting import Count
 from scalebench.analysis.series import setting_text
+from scalebench.analysis.serving import LOADS
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
 from scalebench.errors import InputError
@@ -17,24 +18,32 @@ from scalebench.points.table import select_rows
 from scalebench.store import Results, left_out_line, of_plans, read_results
 
 
-def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
-    """Return the valid training trials that match an expression, prepared, of those that their study planned.
+def select_trials(
+    path: Path, results: Results, where: str | None, measured: Sequence[str] = (LOSS, STEP_TIME)
+) -> pd.DataFrame:
+    """Return the valid trials that match an expression, prepared, of those that their study planned.
+
+    They have one of the ``measured`` columns: those of training, unless others are named.
 
     Raises ``InputError`` when there is none.
     """
     planned = of_plans(results).frame
     trials = prepare(select_rows(path, planned, where))
-    trained = trials["valid"] & trials[[LOSS, STEP_TIME]].notna().any(axis=1)
-    if not trained.any():
+    known = trials["valid"] & trials.reindex(columns=list(measured)).notna().any(axis=1)
+    if not known.any():
         selected = f" that --where {where!r} selects" if where else ""
         lacking = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
         left_out = left_out_line(len(results.frame) - len(planned))
         raise InputError([f"{path}: no trial{selected} {lacking}" + (f"; {left_out}" if left_out else "")])
-    return trials[trained]
+    return trials[known]
 
 
-def select_study(path: Path, where: str | None, count: Count | None = None) -> StudyAnalysis:
-    """Return the analysis of the selected trials, whose lengths of training may differ; ``count`` as of it.
+def select_study(
+    path: Path, where: str | None, count: Count | None = None, measured: Sequence[str] = (LOSS, STEP_TIME)
+) -> StudyAnalysis:
+    """Return the analysis of the selected trials, whose lengths of training, or loads, may differ; ``count`` as of it.
+
+    ``measured`` as in ``select_trials``.
 
     Raises ``InputError`` for a folder without trials, and for a mixture of studies, devices, implementations and the
     like.
@@ -48,7 +57,7 @@ def select_study(path: Path, where: str | None, count: Count | None = None) -> S
         raise InputError([f"{path}: there are no trials here, only comparisons of operations; name a study's folder"])
     ((name, definition),) = results.studies.items()
     left_out = len(results.frame) - len(of_plans(results).frame)
-    trials = select_trials(path, results, where)
+    trials = select_trials(path, results, where, measured)
     study = StudyAnalysis(name, of_any_length(definition), trials, left_out=left_out, count=count)
     if len(study.series) > 1:
         labels = "; ".join(series.label for series in study.series)
@@ -69,8 +78,9 @@ def _of_first_series(study: StudyAnalysis) -> str:
 
 
 def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a study's definition without the axes of how long a trial trains, so that they split no series."""
-    axes = {name: values for name, values in (definition.get("axes") or {}).items() if name not in LENGTH_AXES}
+    """Return a study's definition without the axes of how long a trial trains, or of its load: they split no series."""
+    leave_out = LENGTH_AXES.union(LOADS)
+    axes = {name: values for name, values in (definition.get("axes") or {}).items() if name not in leave_out}
     return {**definition, "axes": axes}
 
 

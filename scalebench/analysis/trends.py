@@ -27,7 +27,7 @@ MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly 
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
 EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact; fewest sizes for it
 # Costs with a fixed part that runs beside the work rather than before it: launches hide the work of small models.
-FLOORED = (STEP_TIME, "energy_per_step", "latency")
+FLOORED = (STEP_TIME, "energy_per_step", "latency", "capacity_time_per_request_s")
 LEAST_GROWTH = 1.1  # of such a cost over the sizes measured, below which larger ones cannot be predicted
 HOLD_BOTH = "; intervals hold both"
 # Exponents of costs that are straight in the end: of N + N^0.5 (weights and activations), and of N log N.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CAPABILITIES: Mapping[str, str] = {
     "checkpointing": "its module has `blocks`, an nn.ModuleList whose activations can be recomputed",
     "generation": "its module is a `Decoder`: it continues a sequence of tokens",
+    "batching": "its attention takes positions and seen keys from the cache: sequences of a batch differ in length",
     "filling": "its module fills in the masked positions of a sequence of tokens",
     "ensembles": "its module runs under torch.vmap: no random numbers, no buffers that training changes",
     "fewer_heads": "each of its `blocks` has linear layers `qkv` and `out` for the `heads` of its Config",

@@ -34,7 +34,7 @@ DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
-CAPABILITIES = ("checkpointing", "generation", "fewer_heads", "fewer_hidden", "fewer_layers", "ensembles")
+CAPABILITIES = ("checkpointing", "generation", "batching", "fewer_heads", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
 
 

@@ -39,7 +39,7 @@ DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES = ("checkpointing", "generation", "fewer_heads", "fewer_layers")
+CAPABILITIES = ("checkpointing", "generation", "batching", "fewer_heads", "fewer_layers")
 parallelize = shard_blocks
 
 

@@ -238,7 +238,12 @@ def classes_of(config: Any) -> int:
 
 def spec_columns(spec: type[Table]) -> tuple[Column, ...]:
     """Return the columns that a Spec's own fields become; their meaning is the fields' description."""
-    return tuple(Column(name, "", field.description or "") for name, field in spec.model_fields.items())
+    return tuple(Column(name, _unit(name), field.description or "") for name, field in spec.model_fields.items())
+
+
+def _unit(name: str) -> str:
+    """Return the unit that the name of a setting carries: of times and rates."""
+    return "1/s" if name.endswith("_per_s") else "s" if name.endswith("_s") else ""
 
 
 def unserved(trial: Trial) -> str | None:

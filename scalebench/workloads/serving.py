@@ -66,9 +66,9 @@ if TYPE_CHECKING:
 def decide(request: Request) -> Decided:
     """Decide how requests arrive, and their lengths; the model's context holds the longest."""
     name, values = request.family_name, dict(request.values)
+    if "batching" not in request.family.CAPABILITIES:
+        raise InputError(f"model.family: {name} continues no batch of sequences; {offering('batching')}")
     check_served(request, values, "serving")
-    if "generation" not in request.family.CAPABILITIES:
-        raise InputError(f"model.family: {name} generates nothing that could be served; {offering('generation')}")
     given = [load for load in LOADS if values.get(load) is not None]
     if len(given) > 1:
         raise InputError(f"serving.{given[1]}: requests arrive in one way; leave out {given[1]} or {given[0]}")
@@ -90,18 +90,19 @@ def decide(request: Request) -> Decided:
 def cost(trial: Trial, counts: Counts) -> Cost:
     """Estimate a trial. Memory: weights, cache, and the activations of one layer for the longest prompt.
 
-    As many requests are served to find the capacity as are measured. A pass is a third of a training step's work.
+    As many requests are served to find the capacity as are measured; each is a step. A pass is a third of a training
+    step's work.
     """
     spec: ServingSpec = trial.spec
     family = FAMILIES[trial.family]
     config: Any = family.Config(**trial.model)
     phases = 1 if spec.concurrency == spec.max_batch else 2
     requests = phases * (spec.warmups + spec.requests)
-    passes = requests * (1 + spec.new_tokens // min(spec.max_batch, spec.concurrency or spec.max_batch))
+    passes = 1 + spec.new_tokens / min(spec.max_batch, spec.concurrency or spec.max_batch)  # for each request
     layer = counts.activation_bytes // max(1, int(trial.model.get("depth") or 1))
     memory_bytes = held_bytes(config, counts, spec) + layer
     flops = requests * request_flops(family, config, spec)
-    return Cost(flops, passes, memory_bytes, STEP_FLOOR_S / FORWARDS_PER_STEP)
+    return Cost(flops, requests, memory_bytes, passes * STEP_FLOOR_S / FORWARDS_PER_STEP)
 
 
 def run(trial: Trial, recorder: Recorder) -> None:

@@ -71,6 +71,11 @@ class ServingSpec(Section):
         return self.max_batch
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a request, which is what progress counts."""
+        return self.prompt_length + self.new_tokens
+
+    @property
     def most_new_tokens(self) -> int:
         """Tokens of the longest answer."""
         return bounds(self.new_tokens, self.spread)[1]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, predict_fit, predict_size
+from scalebench.analysis.at_work import PREDICTABLE, predict_selected
+from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, predict_fit
 from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table, warn
 from scalebench.errors import InputError
@@ -86,13 +87,12 @@ def _predict(
 
 
 def _predict_trials(path: Path, params: float, tokens: float | None, where: str | None) -> SizePrediction:
-    study = select_study(path, where, count_dial)
+    study = select_study(path, where, count_dial, PREDICTABLE)
     if study.left_out:
         warn(left_out_line(study.left_out))
-    (series,), surface = study.series, next(iter(study.surfaces), None)
-    if tokens is not None and series.recipe.unit != "tokens":
+    if tokens is not None and study.series[0].recipe.unit != "tokens":
         raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
-    return predict_size(series, params, tokens, surface)
+    return predict_selected(study, params, tokens)
 
 
 def _predict_law(path: Path, values: Mapping[str, float | None]) -> SizePrediction:

@@ -168,7 +168,8 @@ def _label(planned: PlannedTrial) -> TrialLabel:
     spec = planned.trial.spec
     length = getattr(spec, "sequence_length", None)
     text = f"{planned.trial.family} {quantity(planned.counts.non_embedding)} seed {spec.seed}"
-    return TrialLabel(text, spec.batch_size * (length or 1), "tokens" if length else "samples")
+    processed = getattr(spec, "tokens_per_step", spec.batch_size * (length or 1))
+    return TrialLabel(text, processed, "tokens" if length else "samples")
 
 
 def _conclusions(sweep: Sweep) -> list[str]:

@@ -33,11 +33,12 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
 
-    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:  # (B, H, T, D)
-        """Rotate x (B, H, T, D) at these positions: a slice of T, or (B, T) where the sequences differ."""
+    def forward(self, x: Tensor, positions: slice | Tensor | None = None) -> Tensor:  # (B, H, T, D)
+        """Rotate x (B, H, T, D) at these positions: T from the first, or (B, T) where the sequences differ."""
         first, second = x.chunk(2, dim=-1)
         rotated = torch.cat((-second, first), dim=-1)
-        cos, sin = self.cos[positions], self.sin[positions]
+        places = slice(x.size(-2)) if positions is None else positions
+        cos, sin = self.cos[places], self.sin[places]
         if cos.dim() == 3:
             cos, sin = cos[:, None], sin[:, None]
         return x * cos + rotated * sin
@@ -59,7 +60,7 @@ class CausalAttention(nn.Module):
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if self.rotary is not None:
-            positions = slice(length) if cache is None else cache.positions(length)
+            positions = None if cache is None else cache.positions(length)
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         seen = None
         if cache is not None:

@@ -43,7 +43,8 @@ class Slots:
         self.lengths: list[int] = []
         rows, _, self.capacity, _ = cache.layers[0].keys.shape
         self.free = rows
-        for layer in cache.layers:  # what is masked is multiplied by zero, which not every number gives zero for
+        for layer in cache.layers:  # what is masked is added and multiplied all the same: no NaN of unwritten memory
+            layer.keys.zero_()
             layer.values.zero_()
 
     @property

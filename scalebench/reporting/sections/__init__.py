@@ -17,6 +17,7 @@ from scalebench.reporting.sections import (
     prune,
     quantize,
     scaling,
+    serving,
     training,
 )
 from scalebench.reporting.sections.base import Section, Subject
@@ -24,6 +25,7 @@ from scalebench.reporting.sections.base import Section, Subject
 # The first that applies to a study or an operation shows it; FALLBACK shows a study for which none does.
 SECTIONS: tuple[Section, ...] = (
     inference.SECTION,
+    serving.SECTION,
     finetune.SECTION,
     branches.SECTION,
     quantize.SECTION,
