@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_support import planted, write_study
+from command_support import README, planted, write_study
 from drivers import Drivers
 from serve_support import DATA, Reciter, Running, running, until
 from support import run_here
@@ -142,6 +143,17 @@ def test_a_stop_string_ends_the_text_before_it(reciter: Running, stop: object, e
     streamed = [event["choices"][0] for event in reciter.events(**fields)[:-1]]
     assert "".join(each["text"] for each in streamed) == choice["text"]
     assert streamed[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_the_response_that_the_readme_shows_has_the_fields_of_the_servers(reciter: Running) -> None:
+    (block,) = re.findall(r"```text\n\$ scalebench serve.*?```", README, flags=re.DOTALL)
+    (body,) = re.findall(r"--json '(.*?)'", block)
+    shown = json.loads(block.partition(body + "'\n")[2].rstrip("`"))
+    status, document = reciter.post(json.loads(body))
+    assert status == 200
+    assert document.keys() == shown.keys()
+    assert document["choices"][0].keys() == shown["choices"][0].keys()
+    assert (document["usage"], document["object"]) == (shown["usage"], shown["object"])
 
 
 def test_without_max_tokens_there_are_sixteen_or_what_fits(reciter: Running) -> None:
@@ -383,12 +395,8 @@ def key_file(folder: Path, text: str = "sesame\n", mode: int = 0o600) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_a_key_is_asked_for_over_tls(certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    chosen = Options(port=0, api_key_file=key_file(tmp_path), tls_certificate=certificate[0], tls_key=certificate[1])
-    chosen.check()
-    with running(Reciter(SCRIPT), chosen) as server:
-        server.secure = ssl.create_default_context(cafile=str(certificate[0]))
+def test_a_key_is_asked_for(tmp_path: Path) -> None:
+    with running(Reciter(SCRIPT), Options(port=0, api_key_file=key_file(tmp_path))) as server:
         for headers in (
             {},
             {"Authorization": "Bearer sesam"},
@@ -402,6 +410,15 @@ def test_a_key_is_asked_for_over_tls(certificate: tuple[Path, Path], tmp_path: P
         assert server.get("/metrics")[0] == server.get("/v1/models")[0] == 401
         assert server.get("/health")[0] == 200
         server.headers["Authorization"] = "Bearer sesame"
+        assert server.text("a", max_tokens=5, temperature=0) == recited("a", 5)
+
+
+@pytest.mark.slow
+def test_over_tls_the_text_is_the_same(certificate: tuple[Path, Path]) -> None:
+    chosen = Options(port=0, tls_certificate=certificate[0], tls_key=certificate[1])
+    chosen.check()
+    with running(Reciter(SCRIPT), chosen) as server:
+        server.secure = ssl.create_default_context(cafile=str(certificate[0]))
         assert server.text("a", max_tokens=5, temperature=0) == recited("a", 5)
 
 
@@ -472,8 +489,21 @@ def test_a_port_that_is_taken_is_refused_and_zero_finds_a_free_one() -> None:
         assert address(Options(port=0), first) == f"http://127.0.0.1:{port}/v1"
         with pytest.raises(InputError, match=f"--port: 127.0.0.1 port {port}: Address already in use"):
             bound(Options(port=port))
-    with pytest.raises(InputError, match="--host: no.such.host.invalid"):
+    with pytest.raises(InputError, match=r"--host: no\.such\.host\.invalid"):
         bound(Options(host="no.such.host.invalid"))
+
+
+def test_the_parts_of_a_response_do_not_wait_for_each_other(reciter: Running) -> None:
+    """A response of two writes takes 40 ms where the second waits for the client to acknowledge the first."""
+    accepted: list[int] = []
+    with contextlib.closing(reciter.connect()) as connection:
+        connection.connect()
+        until(lambda: reciter.server.server_state.connections)
+        for protocol in reciter.server.server_state.connections:
+            raw = protocol.transport.get_extra_info("socket")
+            accepted.append(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    assert accepted
+    assert all(accepted)
 
 
 def test_the_queue_is_as_long_as_the_batch_allows() -> None:
@@ -526,7 +556,7 @@ def test_the_command_serves_the_text_of_generate_until_a_signal(
     name = trial if number == signal.SIGTERM else f"{trial}/step-10"
     words = () if number == signal.SIGTERM else (name,)  # the best trial: a bert is not served
     driver = drivers.start(tmp_path, ["serve", *words, "--results", results, "--port", "0"])
-    until(lambda: "/v1;" in driver.out or driver.poll() is not None)
+    until(lambda: (driver.folder / "stdout.log").exists() and ("/v1;" in driver.out or driver.poll() is not None))
     port = int(re.findall(r":(\d+)/v1;", driver.out)[0])
     body = json.dumps({"model": name, "prompt": "abcabc", "max_tokens": 20, "temperature": 0, "echo": True}).encode()
     request = urllib.request.Request(

@@ -20,6 +20,9 @@ from scalebench.serving.text_stream import TextStream
 from scalebench.workloads.continuous import Job
 from scalebench.workloads.decoding import Choose, Sampling, chooser
 
+LONG = (
+    20_000  # characters of prompts from which they are encoded in another thread, which takes a while to get its turn
+)
 DEFAULT_TOKENS = 16  # as OpenAI's, or as many as the context has room for
 
 
@@ -80,7 +83,10 @@ class Answer:
             raise ApiError(404, line, "model", "model_not_found")
         if len(body.prompts) > most:
             raise ApiError(400, f"prompt: at most {most} texts, given {len(body.prompts)}", "prompt")
-        self.completions = await asyncio.to_thread(self._prepare)  # a tokenizer takes its time over a long text
+        if sum(map(len, body.prompts)) > LONG:  # others need not wait while the tokenizer reads it
+            self.completions = await asyncio.to_thread(self._prepare)
+        else:
+            self.completions = self._prepare()
         self.scheduler.submit(self.completions)
 
     def _prepare(self) -> list[Completion]:

@@ -21,6 +21,7 @@ from scalebench.serving.completions import Served
 from scalebench.serving.options import Options
 from scalebench.serving.scheduler import Scheduler
 
+BACKLOG = 512  # connections that wait to be accepted
 GRACE_S = 5.0  # what runs when the server is stopped may go on for so long
 
 
@@ -58,13 +59,18 @@ class Server(uvicorn.Server):
 def bound(options: Options) -> socket.socket:
     """Return the socket that the server listens on. Raises ``InputError`` where that is impossible."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # With its protocol: asyncio sends the parts of a response at once (TCP_NODELAY) only where that is known to be TCP.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((options.host, options.port), family=family, backlog=512)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not for the minute after another server
+        listening.bind((options.host, options.port))
+        listening.listen(BACKLOG)
     except OSError as error:
         option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        reason = str(error.strerror).partition(" (while")[0]
-        line = f"{options.host} port {options.port}: {reason}; choose another (--port 0: any free one)"
+        listening.close()
+        line = f"{options.host} port {options.port}: {error.strerror}; choose another (--port 0: any free one)"
         raise InputError(f"{option}: {line}") from error
+    return listening
 
 
 def address(options: Options, listening: socket.socket) -> str:

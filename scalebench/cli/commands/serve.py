@@ -33,5 +33,6 @@ def run_serve(results: Path, trial: str | None, options: Options, *, family: str
         say_exactly(f"{writer.name} of family {writer.trial.family} at {where}; Ctrl-C ends it")
         sys.stdout.flush()
         running.run(sockets=[listening])
+    scheduler.close()  # also where a second signal has waited for nothing
     say_exactly(f"stopped after {number_of(scheduler.metrics.responses.total(), 'response')}")
     return 0
