@@ -22,6 +22,7 @@ from drivers import Drivers
 from serve_support import DATA, Reciter, Running, running, until
 from support import run_here
 
+from scalebench.cli.commands.serve import check_memory
 from scalebench.errors import InputError
 from scalebench.families import gpt
 from scalebench.running.planning import load_study
@@ -467,6 +468,12 @@ def test_a_trial_is_named_with_or_without_the_option(command, tmp_path: Path) ->
         code, _, err = command("serve", *words)
         assert (code, err.startswith("--trial: no such trial 'ffff'; no trial here kept its weights")) == (2, True)
     assert "no trial here kept the weights of a model that generates text" in command("serve")[2]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_refused() -> None:
+    check_memory(4096, 8)
+    with pytest.raises(InputError, match=r"--max-batch: keys and values of 1000000 sequences take 9.* are free"):
+        check_memory(10**11, 10**6)
 
 
 def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(command, monkeypatch) -> None:
