@@ -105,6 +105,20 @@ def test_an_exponent_near_1_may_tend_to_it_beyond_the_sizes(planted: Callable[[A
     assert np.stack(trend.band(sizes)) == pytest.approx(np.stack(replace(trend, excess=0.0).band(sizes)))
 
 
+def test_a_cost_that_grows_ever_faster_is_within_its_interval() -> None:
+    """Planted: N + N^1.5. A power law has its exponent over the sizes: intervals at 10x held none of 24 studies."""
+    sizes, far = np.geomspace(1e4, 1e6, 7), np.array([1e7])
+    rng = np.random.default_rng(0)
+    planted = sizes / 1e6 + (sizes / 1e6) ** 1.5
+    memory = pd.DataFrame({N: sizes, "peak_rss_bytes": planted * np.exp(0.02 * rng.standard_normal(7))})
+    trend = cost_trend(memory, "peak_rss_bytes", N)
+    low, high = replace(trend, excess=0.0).band(far)
+    assert high[0] < 10 + 10**1.5
+    low, high = trend.band(far)
+    assert low[0] < 10 + 10**1.5 < high[0]
+    assert low[0] < 2 * 10  # or straight from the largest size on
+
+
 def test_a_line_that_predicts_better_still_has_the_intervals_of_the_power_law() -> None:
     """To be straight over five sizes is no evidence of a line: without these 58 to 72 % of 60 studies were held."""
     rng = np.random.default_rng(4)

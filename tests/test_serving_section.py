@@ -121,7 +121,9 @@ def test_sentences_have_the_numbers(study: StudyAnalysis) -> None:
     assert "90 %)" in largest
     assert smallest.startswith("With 10.0 k parameters")
     (none,) = said(analysed([row(1000, 0.3, capacity_requests_per_s=None)]))
-    assert none.startswith("No trial measured")
+    assert none.endswith("is not known: no trial measured it.")
+    (shared,) = said(analysed([row(1000, 0.3, timing_exclusive=False)]))
+    assert shared.endswith("every trial shared the machine.")
     uneven = [row(1000, load, capacity_requests_per_s=100 * (1 + load)) for load in LOADS]
     assert "up to a factor of 1.77 between trials" in said(analysed(uneven))[-1]
     low = [row(1000, load, within_objectives=0.5) for load in LOADS]

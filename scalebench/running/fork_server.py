@@ -34,6 +34,7 @@ PRELOADED = (
     "scalebench.workloads.recorder",
     "scalebench.workloads.training_run",
     "scalebench.workloads.inference_run",
+    "scalebench.workloads.serving_run",
     "scalebench.workloads.finetune_run",
     "scalebench.workloads.quantize_run",
     "scalebench.workloads.distill_run",

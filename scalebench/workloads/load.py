@@ -74,8 +74,9 @@ class Arrivals:
     def due(self, now_s: float) -> Iterator[Request]:
         """Yield the requests that have arrived by now."""
         while self.next_s <= now_s:
-            yield Request(next(self._jobs), self.next_s)
+            arrived_s = self.next_s
             self.next_s += self._gap()
+            yield Request(next(self._jobs), arrived_s)
 
     def answered(self, now_s: float) -> None:
         """An answer changes nothing."""
@@ -119,32 +120,45 @@ class Loop:
         self.steps: list[Step] = []
         self._waiting: deque[Request] = deque()
         self._running: dict[Job, Request] = {}
-        self._to_go = 0
+        self._rows = batch.free
+        self._count = self._to_go = 0  # requests to answer
 
     def run(self, count: int, progress: Callable[[int], None] = lambda _: None) -> None:
         """Go on until the first ``count`` requests are answered; others arrive meanwhile, as always.
 
         ``progress`` is called with the number of answered ones.
         """
-        self._to_go = count
+        self._count = self._to_go = count
         while self._to_go:
             before = self._to_go
+            self._arrive()
             self._join()
-            self._leave(count)
+            self._leave()
             if self.batch.jobs:
                 self._step()
-                self._leave(count)
+                self._leave()
             elif not self._waiting:
                 self.clock.sleep(max(0.0, self.load.next_s - self.clock.now()))
             if self._to_go != before:
                 progress(count - self._to_go)
 
-    def _join(self) -> None:
-        """Take in what has arrived, and read the prompts for which there is room."""
+    def _arrive(self) -> None:
+        """Take in what has arrived: after the last request to answer no more than fill the batch once more."""
+        if self._have_enough():
+            return
         for request in self.load.due(self.clock.now()):
             request.number = len(self.requests)
             self.requests.append(request)
             self._waiting.append(request)
+            if self._have_enough():
+                return
+
+    def _have_enough(self) -> bool:
+        """Whether what has arrived keeps the batch full until the last request to answer is answered."""
+        return len(self.requests) >= self._count and len(self._waiting) >= self._rows
+
+    def _join(self) -> None:
+        """Read the prompts for which there is room."""
         while self._waiting and self.batch.free:
             request = self._waiting.popleft()
             self._running[request.job] = request
@@ -158,11 +172,11 @@ class Loop:
         now_s = self.clock.now()
         self.steps.append(Step(now_s, now_s - begun_s, sequences, cached))
 
-    def _leave(self, count: int) -> None:
+    def _leave(self) -> None:
         """Take the answered requests out of the batch."""
         now_s = self.clock.now()
         for job in self.batch.leave():
             request = self._running.pop(job)
             request.answered_s = now_s
-            self._to_go -= request.number < count
+            self._to_go -= request.number < self._count
             self.load.answered(now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
@@ -91,7 +92,7 @@ def cost(trial: Trial, counts: Counts) -> Cost:
     """Estimate a trial. Memory: weights, cache, and the activations of one layer for the longest prompt.
 
     As many requests are served to find the capacity as are measured; each is a step. A pass is a third of a training
-    step's work.
+    step's work, and a low load takes its time.
     """
     spec: ServingSpec = trial.spec
     family = FAMILIES[trial.family]
@@ -102,7 +103,8 @@ def cost(trial: Trial, counts: Counts) -> Cost:
     layer = counts.activation_bytes // max(1, int(trial.model.get("depth") or 1))
     memory_bytes = held_bytes(config, counts, spec) + layer
     flops = requests * request_flops(family, config, spec)
-    return Cost(flops, requests, memory_bytes, passes * STEP_FLOOR_S / FORWARDS_PER_STEP)
+    floor_s = passes * STEP_FLOOR_S / FORWARDS_PER_STEP * (1 + spec.idle_time) / 2
+    return Cost(flops, requests, memory_bytes, max(floor_s, 0.5 / (spec.requests_per_s or math.inf)))
 
 
 def run(trial: Trial, recorder: Recorder) -> None:

@@ -112,6 +112,10 @@ class ServingRun:
         """Return the rates with a full batch, and efficiency at them; mfu is null without a known peak."""
         spec, frame = self.spec, frame_of(self.loops["capacity"].requests)
         per_s, peak_flops_per_s = rate(steady(frame, spec)), self.recorder.peak_flops_per_s(spec.precision)
+        if not per_s > 0:
+            raise RuntimeError(
+                f"{len(steady(frame, spec))} answers at one moment: they give no rate; ask for more requests"
+            )
         measured = frame.iloc[spec.warmups : spec.warmups + spec.requests]
         achieved = self.columns["flops_per_request"] * per_s
         columns = {

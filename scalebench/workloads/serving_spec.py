@@ -14,7 +14,8 @@ from scalebench.workloads.base import DEVICES, PLAIN
 from scalebench.workloads.inference_spec import WEIGHT_DTYPES, cached_bytes, stored_bytes
 
 LOADS = ("load", "requests_per_s", "concurrency")  # how requests arrive: one of these
-DEFAULT_LOAD = 0.7
+DEFAULT_LOAD, LEAST_LOAD = 0.7, 0.01
+FEWEST_REQUESTS = 10  # by which a rate is measured
 
 
 class ServingSection(Section):
@@ -26,14 +27,14 @@ class ServingSection(Section):
     answers ``new_tokens``, evenly spread up to the share ``spread`` below and above.
     """
 
-    load: Axis[Finite] | None = None
+    load: Axis[Annotated[Finite, Field(ge=LEAST_LOAD)]] | None = None
     requests_per_s: Axis[Finite] | None = None
     concurrency: Axis[Count] | None = None
     max_batch: Axis[Count] = (8,)
     prompt_length: Axis[Count] | None = None
     new_tokens: Axis[Count] | None = None
     spread: Axis[Annotated[float, Field(ge=0, lt=1)]] = (0.5,)
-    requests: Axis[Count] = (200,)
+    requests: Axis[Annotated[Count, Field(ge=FEWEST_REQUESTS)]] = (200,)
     first_token_within_s: Axis[Finite] | None = None
     token_within_s: Axis[Finite] | None = None
     weight_dtype: Axis[Annotated[str, one_of(WEIGHT_DTYPES)]] = ("float32",)
@@ -69,6 +70,11 @@ class ServingSpec(Section):
     def batch_size(self) -> int:
         """Prompts that the task makes at a time."""
         return self.max_batch
+
+    @property
+    def idle_time(self) -> float:
+        """How many times as long as at capacity the load takes at least, as its requests come one after another."""
+        return 1 / min(1.0, self.load or 1.0)
 
     @property
     def tokens_per_step(self) -> int:

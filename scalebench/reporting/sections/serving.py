@@ -20,7 +20,8 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield what the smallest and the largest model answer, up to which load the objectives hold, what piled up."""
     models = [model for model in served(study) if model.capacity]
     if not models:
-        yield "No trial measured how many requests are answered per second."
+        shared = "every trial shared the machine" if served(study) else "no trial measured it"
+        yield f"How many requests are answered per second is not known: {shared}."
         return
     ends = [models[0]] if len(models) == 1 else [models[0], models[-1]]
     texts = [_capacity(model) for model in ends]
