@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from scalebench import store
 from scalebench.cli.output import print_json, say, warn
@@ -16,10 +16,8 @@ from scalebench.store.trials import trial_folders
 from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
+from scalebench.workloads.completion_options import ABILITIES, Request
 from scalebench.workloads.weights import WEIGHTS
-
-if TYPE_CHECKING:
-    from scalebench.workloads.completion_options import Request
 
 
 def run_generate(
@@ -31,9 +29,9 @@ def run_generate(
     the user's own, which a trial may have.
     """
     request.check()
-    from scalebench.workloads.completion import WRITERS
+    trained = load_writer(results, trial, family, ABILITIES)
+    from scalebench.workloads.completion import WRITERS  # imports torch, which a trial that is refused does not need
 
-    trained = load_writer(results, trial, family, tuple(WRITERS))
     completion = WRITERS[trained.ability](trained.model, trained.data, trained.config, request)
     if as_json:
         about = {"trial": trained.name, "prompt": request.prompt, "seed": request.seed}

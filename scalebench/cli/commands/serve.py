@@ -45,5 +45,7 @@ def check_memory(sequence_bytes: int, max_batch: int) -> None:
     """Raise ``InputError`` for a batch whose keys and values, so many bytes each, do not fit the free memory."""
     needed, free = sequence_bytes * max_batch, psutil.virtual_memory().available
     if needed > free:
-        line = f"keys and values of {max_batch} sequences take {quantity(needed, 'B')}, and {quantity(free, 'B')} are free"
+        line = (
+            f"keys and values of {max_batch} sequences take {quantity(needed, 'B')}, and {quantity(free, 'B')} are free"
+        )
         raise InputError(f"--max-batch: {line}; give a smaller number")
