@@ -24,6 +24,13 @@ from scalebench.serving.server import Server, bound, server
 from scalebench.workloads.continuous import Batch
 
 DATA = Text((b"nothing",))
+SCRIPT = "héllo wörld, €uro 😀 and all that follows; "
+
+
+def recited(prompt: str, tokens: int) -> str:
+    """What a model that recites SCRIPT adds to a prompt."""
+    start = len(prompt.encode())
+    return (SCRIPT.encode() * 9)[start : start + tokens].decode(errors="replace")
 
 
 class Reciter:
