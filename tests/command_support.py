@@ -48,11 +48,16 @@ def record(size: int, seed: int, rng: np.random.Generator) -> dict[str, object]:
     }  # fmt: skip
 
 
+def attempt_of(folder: Path, trial_id: str) -> Path:
+    """The attempt of a recorded trial, called as no other's in its study."""
+    return folder / "trials" / trial_id / f"attempt-{trial_id}"
+
+
 def write_study(folder: Path, rows: list[dict[str, object]], axes: dict[str, object] | None = None) -> Path:
     """Record a study's trials in a folder, as a run would, but without waiting for the disk."""
     with patch("scalebench.store.files.os.fsync"):
         for row in rows:
-            attempt = folder / "trials" / str(row["trial_id"]) / "attempt-1"
+            attempt = attempt_of(folder, str(row["trial_id"]))
             attempt.mkdir(parents=True)
             write_record(attempt, row)
         write_json(

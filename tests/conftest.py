@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +25,8 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
+# No test cuts the power, which is what files are synced for.
+os.fsync = lambda _: None
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
 os.environ["COLUMNS"] = "240"
 # Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the
@@ -36,7 +39,7 @@ import pytest
 import quick_commands
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
-from refits_support import refits_of
+from refits_support import FEW, refits_of
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
@@ -55,10 +58,32 @@ STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    for plugin in session.config.pluginmanager.get_plugins():
+        if hasattr(plugin, "sendevent"):  # this is a worker process
+            _send_less(plugin, session.config)
     if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()
+
+
+def _send_less(worker: Any, config: pytest.Config) -> None:
+    """Let a worker of xdist send two messages on a test that passes, not six, each of which costs both processes time.
+
+    Nothing is printed of a test's start and end, nor of a set-up or tear-down without an error, except their times
+    where the command line asks for them.
+    """
+    if config.getoption("durations") is not None or config.getoption("xmlpath") is not None:
+        return
+    send = worker.sendevent
+
+    def send_what_is_printed(name: str, **content: Any) -> None:
+        report = content.get("data", {})
+        silent = report.get("outcome") == "passed" and report.get("when") in ("setup", "teardown")
+        if name not in ("logstart", "logfinish") and not silent:
+            send(name, **content)
+
+    worker.sendevent = send_what_is_printed
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -71,10 +96,21 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Search for garbage from here on, but only among what tests make; fork the server of drivers before any test."""
     gc.freeze()
+    gc.set_threshold(10_000)  # a fortieth of the time went into searches after every 700 objects
+    if "torch" in sys.modules:
+        _seed_without_stacks()
     session.config.stash[STARTED_DRIVERS] = drivers = Drivers()
     if any("drivers" in getattr(item, "fixturenames", ()) for item in session.items):
         drivers.fork_server()
     gc.enable()
+
+
+def _seed_without_stacks() -> None:
+    """Let ``torch.manual_seed`` write down no stack for each device that is not there: a millisecond below pytest's."""
+    import torch
+
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        device.traceback = types.SimpleNamespace(format_stack=list)
 
 
 @pytest.hookimpl(trylast=True)
@@ -146,7 +182,7 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scalebench.reporting import render
 
     def fill(folder: Path) -> None:
-        with refits_of(50):
+        with refits_of(FEW):
             (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
@@ -154,8 +190,8 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_refits() -> Iterator[None]:
-    """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
-    with refits_of(50):
+    """Intervals from few refits, not from 1,000: for tests that assert nothing about where intervals end."""
+    with refits_of(FEW):
         yield
 
 

@@ -21,6 +21,7 @@ import time
 import traceback
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -116,6 +117,10 @@ def _become_fresh() -> None:
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     atexit.unregister(os._exit)  # what a worker of pytest-xdist ends with
+    for finalizer in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
+        alive = finalizer.peek()
+        if alive is not None and alive[1].__module__ == "torch.library":
+            finalizer.atexit = False  # taking down torch's operators one by one takes each driver a tenth of a second
     sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
     logging.getLogger().handlers.clear()
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]

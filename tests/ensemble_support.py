@@ -38,10 +38,15 @@ memory = "allocator"
 """
 
 
-def small_study(folder: Path, *settings: str) -> Study:
-    """Return the study of eight trials, with some of its values changed."""
+AXES = "seed = [0, 1]\nlearning_rate = [0.01, 0.002]\nweight_decay = [0.1, 0.3]\n"
+# Two trials, which differ in all three.
+PAIR = SMALL_ENSEMBLE.replace(AXES, "") + "[[zip]]\n" + "".join(f"train.{axis}\n" for axis in AXES.splitlines())
+
+
+def small_study(folder: Path, *settings: str, text: str = SMALL_ENSEMBLE) -> Study:
+    """Return the study of eight trials, or another, with some of its values changed."""
     path = folder / "small.toml"
-    path.write_text(SMALL_ENSEMBLE)
+    path.write_text(text)
     return load_study(path, settings)
 
 

@@ -24,8 +24,9 @@ def record_of(number: int, trial_id: str, columns: int = 100) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_trial(study_dir: Path, record: Mapping[str, Any], attempt: str = "attempt-20260101T000000000000Z-a") -> Path:
-    """Write one trial's attempt: its record, with a checksum, and a file of samples."""
+def write_trial(study_dir: Path, record: Mapping[str, Any], attempt: str = "") -> Path:
+    """Write one trial's attempt, its name by default its own: its record, with a checksum, and a file of samples."""
+    attempt = attempt or f"attempt-20260101T000000000000Z-{record['trial_id']}"
     folder = study_dir / "trials" / str(record["trial_id"]) / attempt
     folder.mkdir(parents=True)
     (folder / "steps.parquet").write_bytes(SAMPLES)

@@ -1,4 +1,7 @@
-"""A parent that trains in a moment, children that start from it, and ways to plan, run and refuse such studies."""
+"""A parent that trains in a moment, children that start from it, and ways to plan, run and refuse such studies.
+
+No two more steps of theirs are taken to split their memory by category, which none of these tests reads.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from support import PLACEMENT
 
 from scalebench import store
 from scalebench.errors import StudyError
+from scalebench.measure import turns
 from scalebench.measure.turns import times_in_turns
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import run_trial
@@ -33,8 +37,19 @@ warmup_steps = 5
 validation_samples = 32
 [run]
 checkpoint = true
+memory = "allocator"
 """
-CHILD = 'schema = 1\nname = "child"\n[train]\nsteps = 50\n[run]\ncheckpoint = true\n[from]\nstudy = "parent"\n'
+CHILD = """
+schema = 1
+name = "child"
+[train]
+steps = 50
+[run]
+checkpoint = true
+memory = "allocator"
+[from]
+study = "parent"
+"""
 CONTINUED = CHILD + "optimizer_state = true\n"
 FINETUNED = """
 schema = 1
@@ -73,7 +88,7 @@ def planned(tmp_path: Path, text: str, *settings: str) -> list[Any]:
 
 
 def trained(tmp_path: Path, text: str, *settings: str) -> list[dict[str, Any]]:
-    """Run the trials of a study in this process and return their records; latencies are of the fewest turns."""
+    """Run the trials of a study in this process and return their records; latencies are of a few turns."""
     path = tmp_path / "study.toml"
     path.write_text(text)
     study, rows = load_study(path, settings), []
@@ -81,7 +96,7 @@ def trained(tmp_path: Path, text: str, *settings: str) -> list[dict[str, Any]]:
         attempt = store.new_attempt(tmp_path / "results" / study.name, trial.trial_id)
         header = trial_header(study, trial, "a test")
         store.write_json(attempt / "trial.json", header)
-        with patch.dict(times_in_turns.__kwdefaults__, seconds=0.0):
+        with patch.object(turns, "WARMUPS", 1), patch.dict(times_in_turns.__kwdefaults__, seconds=0.0, most=8):
             assert run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT) == "ok"
         rows.append(store.read_record(attempt))
     return rows

@@ -8,6 +8,8 @@ import pytest
 from scalebench.laws.intervals import backtest
 from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS, Refits
 
+FEW = 20
+
 
 @contextmanager
 def refits_of(n: int) -> Iterator[None]:

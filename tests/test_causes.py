@@ -104,7 +104,7 @@ def test_errors_of_the_file_stay_its_own_beside_a_wrong_setting(refused) -> None
 
 
 def test_a_secret_in_a_setting_is_not_printed(refused) -> None:
-    (line,) = refused("data.source=hf://user:hf_abcdefghijklmnop@x")
+    (line,) = refused("data.source=hub://user:hf_abcdefghijklmnop@x")
     assert "abcdefghijklmnop" not in line.partition(": ")[0]
 
 

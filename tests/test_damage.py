@@ -40,6 +40,12 @@ def copied(planted: Path, tmp_path: Path) -> Path:
     return tmp_path / "all" / "results"
 
 
+@pytest.fixture(scope="module")
+def undamaged(planted: Path) -> store.Results:
+    """The trials of a folder before any damage."""
+    return store.read_results(planted)
+
+
 @contextmanager
 def no_longer_than(seconds: int) -> Iterator[None]:
     """Fail what waits for longer, such as for the other end of a FIFO."""
@@ -78,8 +84,9 @@ def check_others(folder: Path, undamaged: store.Results, name: str) -> store.Res
 
 
 @pytest.mark.slow
-def test_no_content_of_a_file_changes_other_trials_or_is_taken_for_a_record(copied: Path) -> None:
-    undamaged = store.read_results(copied)
+def test_no_content_of_a_file_changes_other_trials_or_is_taken_for_a_record(
+    copied: Path, undamaged: store.Results
+) -> None:
     path = trial_files(copied)["record.json"]
     original = path.read_bytes()
     for name, content in contents(original):
@@ -93,8 +100,9 @@ def test_no_content_of_a_file_changes_other_trials_or_is_taken_for_a_record(copi
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", SPECIAL)
-def test_only_regular_files_are_read_and_nothing_is_waited_for(copied: Path, file: str, name: str) -> None:
-    undamaged = store.read_results(copied)
+def test_only_regular_files_are_read_and_nothing_is_waited_for(
+    copied: Path, undamaged: store.Results, file: str, name: str
+) -> None:
     path = trial_files(copied)[file]
     path.unlink()
     SPECIAL[name](path)
@@ -136,8 +144,8 @@ def accepts_other_content(
 @pytest.mark.parametrize(
     ("file", "share"),
     [
-        *(("record.json", 0.003), ("record.json", 0.05), ("trial.json", 0.003), ("study.json", 0.001)),
-        pytest.param("trial.json", 0.05, marks=pytest.mark.slow),
+        *(("record.json", 0.003), ("trial.json", 0.003), ("study.json", 0.001)),
+        *(pytest.param(name, 0.05, marks=pytest.mark.slow) for name in ("record.json", "trial.json")),
     ],
 )
 def test_no_changed_bit_is_read_as_another_value(copied: Path, file: str, share: float) -> None:
@@ -207,8 +215,7 @@ def many_bad_records(folder: Path) -> int:
     return len(names)
 
 
-def test_bad_records_by_the_hundred_cost_a_line_each(copied: Path) -> None:
-    undamaged = store.read_results(copied)
+def test_bad_records_by_the_hundred_cost_a_line_each(copied: Path, undamaged: store.Results) -> None:
     number = many_bad_records(copied)
     results = store.read_results(copied)
     known = set(undamaged.frame["trial_id"])

@@ -27,6 +27,7 @@ source = "digits"
 validation_samples = 16
 [run]
 checkpoint = true
+memory = "allocator"
 """
 
 

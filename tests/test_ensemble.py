@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ensemble_support import run_alone, run_together, small_study
+from ensemble_support import PAIR, run_alone, run_together, small_study
 from safetensors.torch import load_file
 
 from scalebench import store
@@ -61,8 +61,8 @@ SLOWER = ("bert", "cnn", "transformer", "vit")
 )
 def test_the_curves_of_a_family_are_those_of_training_one_by_one(family: str, tmp_path: Path) -> None:
     size, *settings = SIZES[family]
-    shorter = ("train.weight_decay=0.1", "train.steps=4", "data.validation_samples=16")
-    study = small_study(tmp_path, f'model={{family="{family}", {size}}}', *shorter, *settings)
+    shorter = ("train.steps=4", "data.validation_samples=16")
+    study = small_study(tmp_path, f'model={{family="{family}", {size}}}', *shorter, *settings, text=PAIR)
     assert_same_results(run_alone(study, tmp_path / "alone"), run_together(study, tmp_path / "together"))
 
 
@@ -72,7 +72,8 @@ def test_the_families_that_say_so_are_those_tested() -> None:
 
 @pytest.mark.parametrize("optimizer", BATCHED)
 def test_weights_and_state_of_an_optimizer_are_those_of_training_one_by_one(optimizer: str, tmp_path: Path) -> None:
-    study = small_study(tmp_path, f"train.optimizer={optimizer}", "train.seed=1", "run.checkpoint=true")
+    settings = (f"train.optimizer={optimizer}", "run.checkpoint=true")
+    study = small_study(tmp_path, *settings, text=PAIR)
     alone, together = run_alone(study, tmp_path / "alone"), run_together(study, tmp_path / "together")
     assert_same_results(alone, together)
     for trial_id, row in alone.items():

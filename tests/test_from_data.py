@@ -21,6 +21,7 @@ source = "digits"
 validation_samples = 8
 [run]
 checkpoint = true
+memory = "allocator"
 """
 
 

@@ -35,6 +35,7 @@ source = "text:{story}"
 validation_samples = 16
 [run]
 checkpoint = true
+memory = "allocator"
 """
 
 

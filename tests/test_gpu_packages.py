@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def imported(path: Path) -> set[str]:
     return {name for names in IMPORT.findall(path.read_text()) for name in names if name}
 
 
+@cache
 def third_party() -> set[str]:
     """The distributions of all modules that the product and the session's tools import."""
     own = {"scalebench", "scalekernels", *(path.stem for path in TOOLS.glob("*.py"))}

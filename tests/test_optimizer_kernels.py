@@ -228,6 +228,7 @@ def test_reference_refuses_an_unknown_algorithm():
         ours.reference("adamax", torch.zeros(1), torch.zeros(1), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["adam float32 state float32", "adam bfloat16 state bfloat16", "norm float32"])
 def test_aligned_chunks_take_loads_of_sixteen_bytes(label):
     (each,) = (compilation for compilation in COMPILED if compilation.label == label)

@@ -18,6 +18,7 @@ from scalebench.errors import InputError
 from scalebench.running.engines import Resources, ray
 
 
+@pytest.mark.slow
 def test_an_address_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     with closing(socket.socket()) as free:

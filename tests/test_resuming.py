@@ -42,6 +42,7 @@ warmup_steps = 3
 validation_samples = 16
 [run]
 checkpoint = true
+memory = "allocator"
 checkpoint_every_steps = 5
 """
 BRANCHES = "run.checkpoint_steps=[4, 21]"

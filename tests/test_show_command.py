@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from command_support import planted, write_study
+from command_support import attempt_of, planted, write_study
 
 from scalebench import store
 from scalebench.cli.commands.generate import find_weights
@@ -53,7 +53,7 @@ def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path:
     _, _, err = command("generate", "results", "--prompt", "a")
     assert "no trial here kept the weights" in err
     for row in rows[:-2]:  # the two largest models, which are the best, kept none
-        attempt = tmp_path / "results" / "planted" / "trials" / str(row["trial_id"]) / "attempt-1"
+        attempt = attempt_of(tmp_path / "results" / "planted", str(row["trial_id"]))
         (attempt / WEIGHTS).write_bytes(b"")
         store.write_json(attempt / "trial.json", {})
     monkeypatch.setattr("scalebench.cli.commands.generate.trial_of", lambda *_: type("Trial", (), {"spec": None}))
@@ -80,7 +80,7 @@ def test_of_a_trial_in_two_studies_the_one_with_a_result_is_shown_and_the_one_wi
     row = planted()[0]
     results, trial = tmp_path / "results", str(row["trial_id"])
     write_study(results / "planted", [row])
-    attempt = results / "planted" / "trials" / trial / "attempt-1"
+    attempt = attempt_of(results / "planted", trial)
     (attempt / WEIGHTS).write_bytes(b"")
     (results / "zeta" / "trials" / trial / "attempt-1").mkdir(parents=True)
     code, out, _ = command("show", trial)

@@ -135,7 +135,8 @@ def test_held_out_documents_choose_no_merges() -> None:
     both = Text(marked)
     sides = BytePairs(both, 300, 0.2)._sides
     only_held_out = not any(b"zyzzyva" in side.tobytes() for side in sides[0])
-    pieces = [BytePairs(both, 300, 0.2).tokenizer.id_to_token(i) for i in range(300)]
+    tokenizer = BytePairs(both, 300, 0.2).tokenizer
+    pieces = [tokenizer.id_to_token(i) for i in range(300)]
     assert only_held_out == (not any("zyz" in piece for piece in pieces))
 
 

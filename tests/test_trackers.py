@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_support import ALPHA, planted, write_study
+from command_support import ALPHA, attempt_of, planted, write_study
 
 from scalebench import store
 from scalebench.points import exports
@@ -36,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in rows:
         curve = {"step": np.arange(3), "train_loss_nats": np.array([5.0, 4.0, np.nan if row is rows[0] else 3.0])}
         curve |= {"step_time_s": np.full(3, 0.1), "data_time_s": np.zeros(3), "warm": [False, True, True]}
-        pd.DataFrame(curve).to_parquet(folder / "trials" / str(row["trial_id"]) / "attempt-1" / "steps.parquet")
+        pd.DataFrame(curve).to_parquet(attempt_of(folder, str(row["trial_id"])) / "steps.parquet")
     return folder
 
 

@@ -226,6 +226,7 @@ def test_float16_steps_whose_gradients_overflow_are_skipped_and_counted() -> Non
     assert module.weight.item() == pytest.approx(-2.0)
 
 
+@pytest.mark.slow
 def test_float16_trains_close_to_float32() -> None:
     ends = []
     for precision in ("float32", "float16"):

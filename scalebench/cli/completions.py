@@ -21,9 +21,9 @@ class Context(Protocol):
 
 def study_files(context: Context) -> Mapping[str, str]:
     """Return the studies that ship, and the TOML files that begin as the word does."""
-    from scalebench.running.shipped import studies_dir
+    from scalebench.running.shipped import shipped_names
 
-    shipped = dict.fromkeys(sorted(path.stem for path in studies_dir().glob("*.toml")), "a study that ships")
+    shipped = dict.fromkeys(shipped_names(), "a study that ships")
     return shipped | _files(context.incomplete, ".toml")
 
 

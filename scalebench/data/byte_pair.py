@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
 from scalebench.data.text import SEPARATOR, Text, split
+from scalebench.measure.environment import package_version
 from scalebench.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ class BytePairs(Corpus):
     @property
     def sha256(self) -> str:
         """SHA-256 of the text's SHA-256 and the encoding."""
-        settings = (
-            f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version('tokenizers')}"
-        )
+        version = package_version("tokenizers")
+        settings = f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version}"
         return hashlib.sha256(settings.encode()).hexdigest()
 
     @cached_property

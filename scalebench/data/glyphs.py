@@ -48,6 +48,12 @@ def atlas() -> Pixels:
     return stencils
 
 
+@lru_cache(maxsize=1)
+def _sha256() -> str:
+    settings = f"glyphs-v1 {_ROTATION_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
+    return hashlib.sha256(settings + atlas().tobytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Glyphs(Images):
     """Unlimited 32 × 32 images; validation images come from a separate random stream."""
@@ -59,8 +65,7 @@ class Glyphs(Images):
     @property
     def sha256(self) -> str:
         """SHA-256 of the stencils and the drawing parameters."""
-        settings = f"glyphs-v1 {_ROTATION_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
-        return hashlib.sha256(settings + atlas().tobytes()).hexdigest()
+        return _sha256()
 
     def training_images(self, validation_fraction: float) -> None:  # noqa: ARG002
         """Return None: images never repeat."""

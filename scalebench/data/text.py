@@ -67,8 +67,10 @@ def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], li
 
     Raises ``ValueError`` if a side is empty.
     """
-    held_out = [document for document in text.documents if _uniform(document) < validation_fraction]
-    training = [document for document in text.documents if _uniform(document) >= validation_fraction]
+    training: list[bytes] = []
+    held_out: list[bytes] = []
+    for document in text.documents:
+        (held_out if _uniform(document) < validation_fraction else training).append(document)
     if not held_out or not training:
         raise ValueError(
             f"{len(text.documents)} document(s) leave no {'training' if held_out else 'validation'} text at "

@@ -8,6 +8,7 @@ The dial keeps LeNet-5's proportions 6 : 16 : 120 : 84; F1 makes up for the roun
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from scalebench.data.images import Images
@@ -62,10 +63,10 @@ def explicit(**fields: Any) -> Config:
 
 def config_for(params: float, *, dense1: int | None = None, **fixed: Any) -> Config:
     """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``."""
+    total_of = cache(lambda config: count(config).total)  # most shapes come up again
     scale = 1.0
     for _ in range(60):  # parameters grow about as the square of the scale
-        config = _scaled(scale, dense1, fixed)
-        scale *= (params / count(config).total) ** 0.5
+        scale *= (params / total_of(_scaled(scale, dense1, fixed))) ** 0.5
     config = _scaled(scale, dense1, fixed)
     if dense1 is None:
         base, slope = linear_in("dense1", config, lambda c: count(c).total)

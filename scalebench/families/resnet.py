@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scalebench.data.images import Images
@@ -100,9 +101,10 @@ def config_for(params: float, *, width: int | None = None, last: int | None = No
     """
     if width is not None:
         raise InputError("width: a resnet's dial solves for it; give depth, or width without params")
+    total_of = cache(lambda wide: count(explicit(wide, last=last, **fixed)).total)  # most widths come up again
     ideal = 16.0
     for _ in range(60):  # parameters grow about as the square of the width
-        ideal *= (params / count(explicit(max(1, round(ideal)), last=last, **fixed)).total) ** 0.5
+        ideal *= (params / total_of(max(1, round(ideal)))) ** 0.5
     near = [explicit(wide, last=last, **fixed) for wide in range(max(1, math.floor(ideal) - 1), math.ceil(ideal) + 1)]
     if last is None:
         near = [_with_last(config, params) for config in near]

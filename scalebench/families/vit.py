@@ -85,8 +85,10 @@ def config_for(params: float, **fixed: Any) -> Config:
         except InputError as error:
             raise InputError(f"{params:g} parameters: {error}".replace("gpt", "vit")) from error
         config = explicit(**({"depth": as_gpt.depth, "width": as_gpt.width} | fixed))
-        by_group = count(config).by_group
+        by_group, before = count(config).by_group, blocks
         blocks = params - by_group["patches"] - by_group["head"]
+        if blocks == before:
+            break
     if "hidden" not in fixed:
         config = with_hidden(config, params, lambda c: count(c).non_embedding)
     nearest = f"vit (depth {config.depth}, width {config.width}, {config.classes} classes)"

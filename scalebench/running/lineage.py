@@ -9,7 +9,7 @@ from typing import Any
 
 from scalebench import store
 from scalebench.errors import StudyError
-from scalebench.running.shipped import studies_dir
+from scalebench.running.shipped import shipped_studies, studies_dir
 from scalebench.study import Study
 from scalebench.study.file import read_toml
 
@@ -21,7 +21,7 @@ def parent_files(study: Study) -> dict[str, Path]:
     """
     origin = Path(study.origin)
     beside = sorted(origin.parent.glob("*.toml")) if origin.exists() else []
-    return {path.stem: path for path in [*sorted(studies_dir().glob("*.toml")), *beside]}
+    return shipped_studies() | {path.stem: path for path in beside}
 
 
 def run_argument(study: Study, parent: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from scalebench.store.trials import Reading, is_folder, read_trial_dir, study_di
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "study of the folder"  # which records of a renamed folder do not have
 Missing = tuple[str, Mapping[str, int]]  # a row's folder and the sizes of its files, -1 if missing
 
 
@@ -52,6 +51,7 @@ def read_results(*paths: str | Path) -> Results:
     """
     damaged: list[str] = []
     tables: list[pd.DataFrame] = []
+    folders: list[str] = []  # of each row
     files: list[Missing] = []
     studies: dict[str, dict[str, Any]] = {}
     recorded: dict[str, set[str]] = defaultdict(set)
@@ -59,31 +59,33 @@ def read_results(*paths: str | Path) -> Results:
         study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
         studies[name] = joined_plans(studies.get(name, {}), study)
         table, sizes = study_table(study_dir, damaged)
-        table[FOLDER] = name
         recorded[name].update(table["trial_id"])
         tables.append(table)
+        folders += [name] * len(table)
         files += sizes
-    frame, copied = _each_attempt_once(joined(tables or [table_of([]).assign(**{FOLDER: None})]))
-    frame["study"] = frame.pop(FOLDER)
+    frame, copied = _each_attempt_once(joined(tables or [table_of([])]), folders)
     return Results(frame, tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)), copied, recorded)
 
 
-def _each_attempt_once(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _each_attempt_once(frame: pd.DataFrame, folders: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return the table without copies of attempts, and a line on each study that has none but copies.
 
+    ``folders`` has the name of each row's folder, which becomes its study: records of a renamed folder say another.
     Two folders may hold the same attempt, and each would count as a run. Its name has its time and random digits, so
     that equal names are copies. The one in the folder that it was made in counts, of several the last.
     """
+    made_in, frame["study"] = frame["study"], folders
     if frame["attempt"].is_unique:
         return frame, ()
-    made_last = frame.assign(made_here=frame["study"] == frame[FOLDER]).sort_values("made_here", kind="stable")
-    copies = made_last.duplicated(["study", "trial_id", "attempt"], keep="last").reindex(frame.index)
-    kept, copied = frame[~copies].reset_index(drop=True), frame[copies]
+    made_here = frame.assign(made_in=made_in, made_here=made_in == frame["study"])
+    made_last = made_here.sort_values("made_here", kind="stable")
+    copies = made_last.duplicated(["made_in", "trial_id", "attempt"], keep="last").reindex(frame.index)
+    kept, copied = frame[~copies].reset_index(drop=True), made_here[copies]
     lines = [
-        f"{folder}: copies of {number_of(len(rows), 'trial')} of {', '.join(map(str, rows['study'].unique()))}, which "
-        "count there and not here"
-        for folder, rows in copied.groupby(FOLDER)
-        if folder not in set(kept[FOLDER])
+        f"{folder}: copies of {number_of(len(rows), 'trial')} of {', '.join(map(str, rows['made_in'].unique()))}, "
+        "which count there and not here"
+        for folder, rows in copied.groupby("study")
+        if folder not in set(kept["study"])
     ]
     return kept, tuple(lines)
 

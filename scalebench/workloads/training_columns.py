@@ -30,12 +30,15 @@ def samples_frame(
     import pandas as pd
 
     done, untimed = before + times.size, np.full(before, np.nan)
-    frame = pd.DataFrame({"step": range(first_step, first_step + done)})
-    frame["train_loss_nats"] = losses[:done].float().cpu().numpy()
-    frame["step_time_s"] = np.concatenate([untimed, times])
-    frame["data_time_s"] = np.concatenate([untimed, data_times])
-    frame["warm"] = [*[False] * before, *warm_mask(times.size)]
-    return frame
+    return pd.DataFrame(
+        {
+            "step": range(first_step, first_step + done),
+            "train_loss_nats": losses[:done].float().cpu().numpy(),
+            "step_time_s": np.concatenate([untimed, times]),
+            "data_time_s": np.concatenate([untimed, data_times]),
+            "warm": np.concatenate([np.zeros(before, bool), warm_mask(times.size)]),
+        }
+    )
 
 
 def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: float | None) -> dict[str, Any]:

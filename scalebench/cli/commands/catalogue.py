@@ -19,14 +19,11 @@ def catalogue() -> dict[str, Any]:
     from scalebench.families import FAMILIES, model_fields
     from scalebench.laws import LAWS
     from scalebench.optim.optimizers import OPTIMIZERS
-    from scalebench.running.shipped import studies_dir
+    from scalebench.running.shipped import shipped_studies
     from scalebench.study.file import read_toml
     from scalebench.workloads import WORKLOADS
 
-    studies = {
-        path.stem: read_toml(path).get("title", "")
-        for path in sorted(studies_dir().glob("*.toml"), key=lambda path: path.stem)
-    }
+    studies = {name: read_toml(path).get("title", "") for name, path in shipped_studies().items()}
     return {
         "workloads": {name: f"{workload.SUMMARY} (table [{workload.TABLE}])" for name, workload in WORKLOADS.items()},
         "families": {
