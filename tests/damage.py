@@ -96,6 +96,7 @@ def commands(folder: Path, study: Path) -> dict[str, list[str]]:
         "fit": ["fit", own, "--law", "power", "--bootstrap", "20"],
         "next": ["next", own, "--predict", "params=20000"],
         "generate": ["generate", str(folder), "--trial", "0", "--prompt", "a"],
+        "serve": ["serve", "--trial", "0", "--results", str(folder)],
         "list": ["list", "--columns"],
     }
 

@@ -12,7 +12,20 @@ from support import FINISHED, SMALL
 
 from scalebench import store
 
-COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "generate", "list", "doctor", "demo")
+COMMANDS = (
+    "run",
+    "plan",
+    "status",
+    "report",
+    "export",
+    "fit",
+    "predict",
+    "generate",
+    "serve",
+    "list",
+    "doctor",
+    "demo",
+)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_trials_of_the_folder_on_the_command_line_are_offered(offered, tmp_path:
     write_study(tmp_path / "other", planted()[2:3])
     assert offered("show", "") == TRIALS
     assert offered("generate", "results", "--trial", "") == TRIALS
+    assert offered("serve", "") == offered("serve", "--trial", "") == TRIALS
     assert offered("drop", "results/gpt", "") == TRIALS
     assert offered("show", "--results", "other", "") == [planted()[2]["trial_id"]]
     assert offered("show", "--results", "nowhere", "") == []

@@ -130,6 +130,12 @@ def test_nothing_is_dropped_where_nothing_is_to_be() -> None:
     assert (probabilities(logits, Sampling(1.0)) > 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-300, 5e-324])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    chances = probabilities(LOGITS, Sampling(temperature))
+    assert torch.equal(chances, torch.nn.functional.one_hot(LOGITS.argmax(-1), LOGITS.size(-1)).double())
+
+
 def test_a_temperature_of_zero_draws_nothing() -> None:
     with pytest.raises(ValueError, match="needs a temperature above 0"):
         probabilities(LOGITS, Sampling(0.0))

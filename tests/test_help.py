@@ -19,7 +19,7 @@ from support import child_environment
 from scalebench.cli.app import COMMANDS, app
 
 EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
-TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
+TORCH = ("demo", "run", "compare", "generate", "serve", "doctor")  # examples that train, measure or import torch
 # What makes two of them a matter of a second: one trial of fourteen, one shape.
 SMALLER = {
     "run": ("--set", "model.params=10000", "--set", "train.seed=0"),
@@ -94,6 +94,7 @@ def test_every_option_is_described() -> None:
 
 def test_positional_arguments_are_named_in_the_usage(command) -> None:
     assert "scalebench report [OPTIONS] [RESULTS...]" in command("report", "--help")[1]
+    assert "scalebench serve [OPTIONS] [TRIAL]" in command("serve", "--help")[1]
     assert "scalebench diff [OPTIONS] OLD NEW" in command("diff", "--help")[1]
     assert "scalebench new study [OPTIONS] FAMILY" in command("new", "study", "--help")[1]
 
@@ -163,8 +164,8 @@ def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, na
 
 
 def test_the_examples_that_need_a_trained_model_are_read(copied: Path) -> None:
-    """The demo takes minutes (tests/test_demo.py checks what it made), and generate needs weights."""
-    for name in ("demo", "generate", DROP):
+    """The demo takes minutes (tests/test_demo.py checks what it made), and generate and serve need weights."""
+    for name in ("demo", "generate", "serve", DROP):
         app.parse_args(runnable(EXAMPLES[name], copied), exit_on_error=False, print_error=False)
 
 
@@ -176,7 +177,7 @@ def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(
     words = runnable(line, copied)
     if words[0] == "run":
         request.getfixturevalue("forked_trials")
-    if words[0] in ("demo", "compare", "generate", "doctor"):  # minutes, or weights
+    if words[0] in ("demo", "compare", "generate", "serve", "doctor"):  # minutes, or weights
         app.parse_args(words, exit_on_error=False, print_error=False)
         return
     if words[0] == "next":

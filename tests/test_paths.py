@@ -94,7 +94,8 @@ def test_an_empty_path_is_not_this_folder(command, tmp_path: Path, words: tuple[
 @pytest.mark.parametrize(
     "words",
     [("run", "demo", "--jobs"), ("fit", "x.csv", "--bootstrap"), ("next", "x.csv", "--predict", "params=1", "--most"),
-     ("generate", "r", "--prompt", "a", "--tokens"), ("generate", "r", "--prompt", "a", "--seed")],
+     ("generate", "r", "--prompt", "a", "--tokens"), ("generate", "r", "--prompt", "a", "--seed"),
+     ("serve", "--port"), ("serve", "--max-batch"), ("serve", "--max-tokens")],
 )  # fmt: skip
 def test_a_fraction_is_not_rounded_to_a_whole_number(command, words: tuple[str, ...]) -> None:
     code, out, err = command(*words, "1.5")

@@ -8,10 +8,15 @@ import torch
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import bert, moe
-from scalebench.workloads.completion import Request, filled
+from scalebench.workloads.completion import WRITERS, Request, filled
+from scalebench.workloads.completion_options import ABILITIES
 from scalebench.workloads.decoding import Sampling, chooser, generate
 
 DATA = open_source("stdlib")
+
+
+def test_every_capability_that_generates_text_has_a_writer() -> None:
+    assert tuple(WRITERS) == ABILITIES
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])

@@ -220,7 +220,7 @@ def _usage(name: str, function: Callable[..., int]) -> str:
     words = [f"Usage: scalebench {name} [OPTIONS]"]
     hints = get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind == parameter.POSITIONAL_ONLY:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             word = parameter.name.upper() + ("..." if get_origin(hints[parameter.name]) is list else "")
             words.append(word if parameter.default is parameter.empty else f"[{word}]")
     return " ".join(words)
@@ -254,6 +254,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "drop": (app_results.drop, "drop results/demo 3f2a"),
         "show": (app_results.show, "show 3f2a"),
         "generate": (app_results.generate, 'generate results --prompt "def "'),
+        "serve": (app_results.serve, "serve --results results --port 8000"),
     },
     "Report, fit and predict": {
         "report": (app_results.report, "report results/demo -o report.html"),

@@ -1,4 +1,4 @@
-"""The commands on results (report, export, generate, demo): signatures and help texts."""
+"""The commands on results (report, export, generate, serve, demo): signatures and help texts."""
 
 from __future__ import annotations
 
@@ -87,6 +87,50 @@ def generate(
 
     request = Request(prompt, tokens, temperature, top_k, top_p, beams, seed)
     return run_generate(results, trial, request, family=family, as_json=as_json)
+
+
+def serve(
+    trial: Annotated[str | None, Parameter(show_default=False, completer=completions.trials)] = None,
+    *,
+    results: ResultsOption = RESULTS,
+    host: str = "127.0.0.1",
+    port: Whole = 8000,
+    max_batch: Whole = 8,
+    max_tokens: Annotated[Whole | None, Parameter(show_default=False)] = None,
+    api_key_file: Annotated[File | None, Parameter(show_default=False)] = None,
+    tls_certificate: Annotated[File | None, Parameter(show_default=False)] = None,
+    tls_key: Annotated[File | None, Parameter(show_default=False)] = None,
+    family: Annotated[str | None, Parameter(show_default=False)] = None,
+) -> int:
+    """Serve a trained model under RESULTS over HTTP, with OpenAI's API for completions, until Ctrl-C.
+
+    Parameters
+    ----------
+    trial:
+        Trial id, or the first digits of it; `scalebench show` lists them (default: the lowest validation loss).
+        ID/step-80 is the checkpoint after 80 steps (`[run] checkpoint_steps`).
+    host:
+        Address to listen on; 0.0.0.0 is open to the network.
+    port:
+        Port to listen on; 0 is any free one. The address is printed.
+    max_batch:
+        Number of prompts that are continued at the same time; others wait.
+    max_tokens:
+        Most tokens that a request may generate (default: what the model's context leaves).
+    api_key_file:
+        File with the key that clients must have.
+    tls_certificate:
+        PEM file with the certificate for HTTPS.
+    tls_key:
+        PEM file with the certificate's key, if that is not in the same file.
+    family:
+        Python file of your own that defines the trial's family, as its study names it; it is run.
+    """
+    from scalebench.cli.commands.serve import run_serve
+    from scalebench.serving.options import Options
+
+    options = Options(host, port, max_batch, max_tokens, api_key_file, tls_certificate, tls_key)
+    return run_serve(results, trial, options, family=family)
 
 
 def demo(

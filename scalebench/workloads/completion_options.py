@@ -10,6 +10,8 @@ from scalebench.errors import InputError
 if TYPE_CHECKING:
     from scalebench.workloads.decoding import Sampling
 
+ABILITIES = ("generation", "filling")  # capabilities of families that generate text: the keys of completion.WRITERS
+
 
 @dataclass(frozen=True)
 class Request:

@@ -36,7 +36,9 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.temperature <= 0:
         raise ValueError(f"temperature = {sampling.temperature}: sampling needs a temperature above 0")
-    scores, order = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
+    scores = logits.double()
+    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature  # at most 0: no temperature overflows it
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         scores[..., sampling.top_k :] = -torch.inf
     p = scores.softmax(-1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from scalebench import store
 from scalebench.cli.output import print_json, say, warn
@@ -12,12 +13,11 @@ from scalebench.data import Coder, open_data
 from scalebench.errors import MOST_IDS, InputError, beginning, several, unknown
 from scalebench.families import FAMILIES, ForeignCodeError
 from scalebench.store.trials import trial_folders
+from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
+from scalebench.workloads.completion_options import ABILITIES, Request
 from scalebench.workloads.weights import WEIGHTS
-
-if TYPE_CHECKING:
-    from scalebench.workloads.completion_options import Request
 
 
 def run_generate(
@@ -29,7 +29,36 @@ def run_generate(
     the user's own, which a trial may have.
     """
     request.check()
-    trial = best_trial(results) if trial is None else trial
+    trained = load_writer(results, trial, family, ABILITIES)
+    from scalebench.workloads.completion import WRITERS  # imports torch, which a trial that is refused does not need
+
+    completion = WRITERS[trained.ability](trained.model, trained.data, trained.config, request)
+    if as_json:
+        about = {"trial": trained.name, "prompt": request.prompt, "seed": request.seed}
+        print_json("generate", about | asdict(completion))
+    else:
+        say(completion.text)
+    return 0
+
+
+class Writer(NamedTuple):
+    """A trained model that generates text: the name of its trial, its configuration, tokenizer and capability."""
+
+    name: str
+    trial: Trial
+    model: Any
+    config: Any
+    data: Coder
+    ability: str
+
+
+def load_writer(results: Path, trial: str | None, family: str | None, abilities: Sequence[str]) -> Writer:
+    """Load a trial's model and tokenizer; without ``trial`` those of the best one, which is printed to standard error.
+
+    Raises ``InputError`` for a trial without weights, whose family has none of the ``abilities``, or whose data is not
+    on this machine.
+    """
+    trial = best_trial(results, abilities) if trial is None else trial
     attempt, checkpoint = find_weights(results, trial)
     try:
         stored = trial_of(attempt, () if family is None else (family,))
@@ -41,29 +70,27 @@ def run_generate(
     if (reason := getattr(stored.spec, "changed_form", None)) is not None:
         raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
     from scalebench.workloads.building import configuration
-    from scalebench.workloads.completion import WRITERS
     from scalebench.workloads.trained import load_trained
 
     trained, model = load_trained(attempt, checkpoint)
-    ability = next((name for name in FAMILIES[trained.family].CAPABILITIES if name in WRITERS), None)
+    ability = next((name for name in FAMILIES[trained.family].CAPABILITIES if name in abilities), None)
     data_spec = trained.data
     check_local(trial, data_spec.source)
     data = open_data(data_spec.source, data_spec.vocab_size, data_spec.validation_fraction)
     if ability is None or not isinstance(data, Coder):
-        able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
-        line = f"which cannot generate text (families that can: {', '.join(able)})"
+        line = f"which cannot generate text (families that can: {', '.join(able_families(abilities))})"
         raise InputError([f"--trial: {trial} has family {trained.family}, {line}"])
     if data.sha256 != trained.data.sha256:
         raise InputError(
             [f"--trial: {trained.data.source} has changed since {trial} was trained; its tokenizer is needed to decode"]
         )
-    completion = WRITERS[ability](model, data, configuration(trained), request)
-    if as_json:
-        name = attempt.parent.name if checkpoint is None else f"{attempt.parent.name}/{checkpoint.name}"
-        print_json("generate", {"trial": name, "prompt": request.prompt, "seed": request.seed, **asdict(completion)})
-    else:
-        say(completion.text)
-    return 0
+    name = attempt.parent.name if checkpoint is None else f"{attempt.parent.name}/{checkpoint.name}"
+    return Writer(name, trained, model, configuration(trained), data, ability)
+
+
+def able_families(abilities: Sequence[str]) -> list[str]:
+    """Return the families that have one of the capabilities."""
+    return [name for name, family in FAMILIES.items() if set(family.CAPABILITIES) & set(abilities)]
 
 
 def check_local(trial: str, data_spec: str) -> None:
@@ -74,16 +101,14 @@ def check_local(trial: str, data_spec: str) -> None:
         raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
 
 
-def best_trial(results: Path) -> str:
-    """Return the id of the trial with the lowest validation loss of those with weights and a model that generates.
+def best_trial(results: Path, abilities: Sequence[str]) -> str:
+    """Return the id of the trial with the lowest validation loss of those with weights and one of the capabilities.
 
     Raises ``InputError`` when there is none.
     """
-    from scalebench.workloads.completion import WRITERS
-
     frame = store.with_columns(store.read_results(results).frame, ["validation_loss_nats", "family", "trial_id"])
     rows = frame[frame["status"].eq("ok") & frame["validation_loss_nats"].notna()].sort_values("validation_loss_nats")
-    able = [name for name, family in FAMILIES.items() if set(family.CAPABILITIES) & set(WRITERS)]
+    able = able_families(abilities)
     usable = [
         row for row in rows.to_dict("records") if row["family"] in able and _writes(Path(str(row["attempt_dir"])))
     ]
