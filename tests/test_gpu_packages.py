@@ -17,8 +17,10 @@ ON_THE_MACHINE = {
     "torch", "triton", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn", "rich", "psutil", "jinja2",
     "markupsafe", "safetensors", "tokenizers", "scikit-learn", "huggingface-hub", "pygments", "packaging", "pillow",
 }  # fmt: skip
-# Imported where the user asks for what they are for: another engine, a tracker, data of a hub, another's kernels.
-OPTIONAL = {"ray", "datasets", "mlflow", "tensorboard", "wandb", "liger-kernel", "flash-attn"}
+# Imported where the user asks for what they are for: another engine, a tracker, data of a hub, another's kernels, a
+# server.
+OPTIONAL = {"ray", "datasets", "mlflow", "tensorboard", "wandb", "liger-kernel", "flash-attn", "fastapi", "starlette",
+            "uvicorn"}  # fmt: skip
 TOOLS = REPOSITORY / "kernels" / "tools"
 IMPORT = re.compile(r"^ *(?:from (\w+)[\w.]* import |import (\w+))", re.MULTILINE)
 SOURCES = (REPOSITORY / "scalebench", REPOSITORY / "kernels" / "scalekernels", TOOLS)
