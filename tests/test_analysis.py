@@ -21,6 +21,7 @@ from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import COST_LAWS, choose_cost_law
 from scalebench.analysis.trials import training_flops
 from scalebench.laws import Fit
+from scalebench.laws.intervals.bootstrap import bootstrap
 from scalebench.reporting import conclusions, picture, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
@@ -170,8 +171,9 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
 
     real_fit = trends.fit
     monkeypatch.setattr(trends, "fit", counted_fit)
-    for name in ("backtest", "bootstrap", "profile"):
+    for name in ("backtest", "profile"):
         monkeypatch.setattr(Fit, name, counted(name, getattr(Fit, name)))
+    monkeypatch.setattr("scalebench.laws.fit.bootstrap", counted("bootstrap", bootstrap))
     conclusions(study)
     write([study], tmp_path / "page.html")
     after_page = fits.total(), calls.total()

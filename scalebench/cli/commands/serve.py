@@ -12,7 +12,7 @@ from scalebench.cli.output import quantity, say_exactly, warn
 from scalebench.errors import InputError, number_of
 from scalebench.serving.options import Options
 
-ABILITIES = ("generation",)
+ABILITIES = ("batching",)
 
 
 def run_serve(results: Path, trial: str | None, options: Options, *, family: str | None = None) -> int:
