@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     monkeypatch.setattr(trends, "fit", counted_fit)
     for name in ("backtest", "profile"):
         monkeypatch.setattr(Fit, name, counted(name, getattr(Fit, name)))
-    monkeypatch.setattr("scalebench.laws.fit.bootstrap", counted("bootstrap", bootstrap))
+    monkeypatch.setattr(sys.modules["scalebench.laws.fit"], "bootstrap", counted("bootstrap", bootstrap))
     conclusions(study)
     write([study], tmp_path / "page.html")
     after_page = fits.total(), calls.total()
