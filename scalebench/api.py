@@ -147,7 +147,7 @@ def predict(
     ``source`` is a results folder, the JSON of a fit, a ``Fit``, or a table, to which the law of size alone is fitted;
     ``inputs`` are other inputs of a fitted law.
     """
-    from scalebench.analysis.at_work import PREDICTABLE, predict_selected
+    from scalebench.analysis.in_use import PREDICTABLE, predict_selected
     from scalebench.analysis.predictions import predict_fit
     from scalebench.analysis.selected import select_study
     from scalebench.running.dials import count_dial

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from scalebench.data.text import Text
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.serving.completions import Served
-from scalebench.serving.options import Options
-from scalebench.serving.scheduler import Scheduler
-from scalebench.serving.server import Server, bound, server
+from scalebench.running.serving.completions import Served
+from scalebench.running.serving.options import Options
+from scalebench.running.serving.scheduler import Scheduler
+from scalebench.running.serving.server import Server, bound, server
 from scalebench.workloads.continuous import Batch
 
 DATA = Text((b"nothing",))

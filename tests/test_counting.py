@@ -200,7 +200,7 @@ def test_every_page_and_prediction_counts(tmp_path: Path, planned, monkeypatch) 
 
     monkeypatch.setattr("scalebench.reporting.write", keep)
     monkeypatch.setattr("scalebench.analysis.predictions.predict_size", keep)
-    monkeypatch.setattr("scalebench.analysis.at_work.predict_size", keep)
+    monkeypatch.setattr("scalebench.analysis.in_use.predict_size", keep)
     scalebench.predict(folder, 6e5)
     scalebench.report(folder, tmp_path / "page.html")
     LivePage(folder).write()

@@ -66,6 +66,14 @@ def test_the_curves_of_a_family_are_those_of_training_one_by_one(family: str, tm
     assert_same_results(run_alone(study, tmp_path / "alone"), run_together(study, tmp_path / "together"))
 
 
+def test_members_of_one_seed_and_of_one_rate_are_told_apart(tmp_path: Path) -> None:
+    """Two seeds by two rates: a batch of all four, in which two share each."""
+    study = small_study(tmp_path, "train.weight_decay=0.1", "train.steps=4", "data.validation_samples=16")
+    alone, together = run_alone(study, tmp_path / "alone"), run_together(study, tmp_path / "together")
+    assert len(alone) == 4
+    assert_same_results(alone, together)
+
+
 def test_the_families_that_say_so_are_those_tested() -> None:
     assert {name for name, family in FAMILIES.items() if "ensembles" in family.CAPABILITIES} == set(SIZES)
 

@@ -15,9 +15,9 @@ from command_support import README
 from serve_support import DATA, SCRIPT, Reciter, Running, recited, running, until
 
 from scalebench.families import gpt
-from scalebench.serving import guard
-from scalebench.serving.api_errors import ApiError
-from scalebench.serving.scheduler import Scheduler
+from scalebench.running.serving import guard
+from scalebench.running.serving.api_errors import ApiError
+from scalebench.running.serving.scheduler import Scheduler
 from scalebench.workloads.completion import Request, continued
 from scalebench.workloads.continuous import Batch
 

@@ -20,9 +20,9 @@ from support import run_here
 from scalebench.cli.commands.serve import check_memory
 from scalebench.errors import InputError
 from scalebench.running.planning import load_study
-from scalebench.serving import options
-from scalebench.serving.options import Options
-from scalebench.serving.server import address, bound
+from scalebench.running.serving import options
+from scalebench.running.serving.options import Options
+from scalebench.running.serving.server import address, bound
 
 # --- keys and certificates -------------------------------------------------------------------------------------------
 

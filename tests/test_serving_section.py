@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from scalebench.analysis.at_work import predict_at_work
+from scalebench.analysis.in_use import predict_in_use
 from scalebench.analysis.serving import capacity_trends, objectives, served, spread
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.reporting import render
@@ -187,7 +187,7 @@ def test_the_page_has_the_law_of_what_a_request_costs(study: StudyAnalysis) -> N
 
 def test_a_larger_model_is_predicted_to_answer_fewer_requests() -> None:
     study = analysed([row(size, 0.6, weight_bytes=4 * size, kv_cache_bytes=1000) for size in SIZES])
-    prediction = predict_at_work(study.series[0], 1e8)
+    prediction = predict_in_use(study.series[0], 1e8)
     answers = {each.quantity: each for each in prediction.quantities}
     assert list(answers) == ["time per request", "requests per second", "memory", "weights", "cache"]
     time, rate = answers["time per request"], answers["requests per second"]
@@ -197,6 +197,6 @@ def test_a_larger_model_is_predicted_to_answer_fewer_requests() -> None:
     assert answers["weights"].value == pytest.approx(4e8)
     assert (answers["memory"].value, answers["memory"].reason) == (None, "memory was not measured")
     shared = analysed([row(size, 0.6, timing_exclusive=False) for size in SIZES])
-    refused = predict_at_work(shared.series[0], 1e8).quantities[:2]
+    refused = predict_in_use(shared.series[0], 1e8).quantities[:2]
     assert [each.value for each in refused] == [None, None]
     assert "no valid trial has a" in refused[0].reason

@@ -8,7 +8,7 @@ import pytest
 
 from scalebench.data.byte_pair import BytePairs
 from scalebench.data.text import Text
-from scalebench.serving.text_stream import TextStream
+from scalebench.running.serving.text_stream import TextStream
 
 DATA = Text((b"nothing",))
 WORDS = ("a", "é", "€", "😀", "\N{REPLACEMENT CHARACTER}", "\r\n", "e\u0301", "日本", "\x00")

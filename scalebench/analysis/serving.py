@@ -48,7 +48,7 @@ class Reach(NamedTuple):
 class Served:
     """A model as it is served: the valid trials that differ in the load and the seed alone, by what arrived.
 
-    ``label`` tells it from others of its size; it is empty where there is none.
+    ``label`` is how it differs from others of its size, empty where there are none.
     """
 
     label: str
@@ -110,6 +110,7 @@ def _groups(valid: pd.DataFrame, settings: list[str]) -> Iterator[Served]:
         yield Served(label, float(first[N]), group.assign(arrived=arrived(group)).sort_values(["arrived", "seed"]))
 
 
+@lru_cache(maxsize=8)
 def capacity_trends(study: StudyAnalysis) -> dict[str, Trend]:
     """Return, for each setting of the study, the law of the seconds that a request costs with a full batch."""
     by_label: dict[str, list[pd.DataFrame]] = {}

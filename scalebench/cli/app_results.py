@@ -127,7 +127,7 @@ def serve(
         Python file of your own that defines the trial's family, as its study names it; it is run.
     """
     from scalebench.cli.commands.serve import run_serve
-    from scalebench.serving.options import Options
+    from scalebench.running.serving.options import Options
 
     options = Options(host, port, max_batch, max_tokens, api_key_file, tls_certificate, tls_key)
     return run_serve(results, trial, options, family=family)

@@ -56,7 +56,12 @@ class InferenceSpec(Section):
     @property
     def precision(self) -> str:
         """Number format of the computation: that of the weights, float32 for int8 weights."""
-        return "bfloat16" if self.weight_dtype == "bfloat16" else "float32"
+        return computed_in(self.weight_dtype)
+
+
+def computed_in(weight_dtype: str) -> str:
+    """Return the number format that is computed in with weights of a format."""
+    return "bfloat16" if weight_dtype == "bfloat16" else "float32"
 
 
 def call_flops(family: Family, config: Any, spec: InferenceSpec) -> int:
@@ -89,4 +94,4 @@ def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec)
 
 def cached_bytes(weight_dtype: str) -> int:
     """Return the bytes of a number in the cache: keys and values are of the type that is computed in."""
-    return 2 if weight_dtype == "bfloat16" else 4
+    return {"bfloat16": 2, "float32": 4}[computed_in(weight_dtype)]

@@ -11,7 +11,7 @@ from scalebench.families.cache import cache_bytes
 from scalebench.study import Section
 from scalebench.study.axes import Axis, Count, Finite, WholeNumber, one_of
 from scalebench.workloads.base import DEVICES, PLAIN
-from scalebench.workloads.inference_spec import WEIGHT_DTYPES, cached_bytes, stored_bytes
+from scalebench.workloads.inference_spec import WEIGHT_DTYPES, cached_bytes, computed_in, stored_bytes
 
 LOADS = ("load", "requests_per_s", "concurrency")  # how requests arrive: one of these
 DEFAULT_LOAD, LEAST_LOAD = 0.7, 0.01
@@ -64,7 +64,7 @@ class ServingSpec(Section):
     @property
     def precision(self) -> str:
         """Number format of the computation: that of the weights, float32 for int8 weights."""
-        return "bfloat16" if self.weight_dtype == "bfloat16" else "float32"
+        return computed_in(self.weight_dtype)
 
     @property
     def batch_size(self) -> int:
@@ -93,7 +93,7 @@ class ServingSpec(Section):
 
     @property
     def warmups(self) -> int:
-        """Requests that arrive before the measured ones, so that those find the model at work."""
+        """Requests that arrive before the measured ones, so that those find a busy model."""
         return max(self.max_batch, self.requests // 4)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.at_work import PREDICTABLE, predict_selected
+from scalebench.analysis.in_use import PREDICTABLE, predict_selected
 from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, predict_fit
 from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table, warn

@@ -10,7 +10,7 @@ import psutil
 from scalebench.cli.commands.generate import load_writer
 from scalebench.cli.output import quantity, say_exactly, warn
 from scalebench.errors import InputError, number_of
-from scalebench.serving.options import Options
+from scalebench.running.serving.options import Options
 
 ABILITIES = ("batching",)
 
@@ -21,9 +21,9 @@ def run_serve(results: Path, trial: str | None, options: Options, *, family: str
     options.api_key()
     warn(*options.warnings())
     writer = load_writer(results, trial, family, ABILITIES)
-    from scalebench.serving.completions import Served
-    from scalebench.serving.scheduler import Scheduler
-    from scalebench.serving.server import address, bound, server
+    from scalebench.running.serving.completions import Served
+    from scalebench.running.serving.scheduler import Scheduler
+    from scalebench.running.serving.server import address, bound, server
     from scalebench.workloads.continuous import Batch
 
     context = int(writer.config.context)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from scalebench.analysis.serving import ANSWERED, GOODPUT, SHARE, Served, capacity_trends, served
+from scalebench.analysis.serving import ANSWERED, GOODPUT, SHARE, TIME_PER_REQUEST, Served, capacity_trends, served
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
 from scalebench.reporting.figures.base import curve_sentence, draw_curve
@@ -135,13 +135,13 @@ def capacity_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     if len({model.size for model in models}) < 2:
         return None
     trends = capacity_trends(study)
-    values = pd.concat([1 / numeric(model.timed, "capacity_requests_per_s") for model in models])
+    values = pd.concat([numeric(model.timed, TIME_PER_REQUEST) for model in models])
     factor, unit = scale(float(values.median()), "s")
     rows: list[Sequence[Cell]] = []
     for (label, trend), style in zip(trends.items(), series_styles(range(len(trends))), strict=True):
         own = [model for model in models if model.label == label]
         timed = pd.concat([model.timed for model in own])
-        times = 1 / numeric(timed, "capacity_requests_per_s")
+        times = numeric(timed, TIME_PER_REQUEST)
         titles = [f"{quantity(n)}: {quantity(t, 's')} a request" for n, t in zip(timed[N], times, strict=True)]
         marks.draw(timed[N], times / factor, titles, **style, label=label or None)
         draw_curve(marks, trend, timed[N].tolist(), factor=factor, color=style["color"])

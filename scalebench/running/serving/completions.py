@@ -13,16 +13,14 @@ from typing import Any
 import torch
 
 from scalebench.data import Coder
-from scalebench.serving.api_errors import ApiError
-from scalebench.serving.bodies import CompletionBody
-from scalebench.serving.scheduler import Completion, Scheduler, Update
-from scalebench.serving.text_stream import TextStream
+from scalebench.running.serving.api_errors import ApiError
+from scalebench.running.serving.bodies import CompletionBody
+from scalebench.running.serving.scheduler import Completion, Scheduler, Update
+from scalebench.running.serving.text_stream import TextStream
 from scalebench.workloads.continuous import Job
 from scalebench.workloads.decoding import Choose, Sampling, chooser
 
-LONG = (
-    20_000  # characters of prompts from which they are encoded in another thread, which takes a while to get its turn
-)
+LONG = 20_000  # characters of prompts: more are encoded in another thread, which takes a while to get its turn
 DEFAULT_TOKENS = 16  # as OpenAI's, or as many as the context has room for
 
 

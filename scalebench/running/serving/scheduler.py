@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scalebench.serving.api_errors import ApiError
-from scalebench.serving.metrics import Metrics
-from scalebench.serving.text_stream import TextStream
+from scalebench.running.serving.api_errors import ApiError
+from scalebench.running.serving.metrics import Metrics
+from scalebench.running.serving.text_stream import TextStream
 from scalebench.workloads.continuous import Batch, Job
 
 WAITING_PER_ROW = 16  # completions that may wait for each row of the batch

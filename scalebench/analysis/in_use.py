@@ -1,4 +1,4 @@
-"""What a larger model will cost at work: a call or a request, memory, weights; and the choice of what to predict."""
+"""What a call or a request of a larger model will cost, in time and bytes; and whether to predict that or training."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scalebench.analysis.trends import cost_trend
 from scalebench.analysis.trials import LOSS, STEP_TIME, N, numeric
 
 LATENCY = "latency_median_s"
-TIMES = {LATENCY: "latency", TIME_PER_REQUEST: "time per request"}  # of trials at work
+TIMES = {LATENCY: "latency", TIME_PER_REQUEST: "time per request"}  # of trials of inference and serving
 BYTES = {"weight_bytes": "weights", "kv_cache_bytes": "cache"}
 PREDICTABLE = (LOSS, STEP_TIME, *TIMES)
 
 
 def predict_selected(study: StudyAnalysis, params: float, tokens: float | None = None) -> SizePrediction:
-    """Predict a size from the first series of a study: what training it needs and reaches, or what it costs at work."""
+    """Predict a size from the first series of a study: its training, or where nothing was trained, its use."""
     series = study.series[0]
     trained = any(numeric(series.usable, column).notna().any() for column in (LOSS, STEP_TIME))
     if trained or tokens is not None:
         return predict_size(series, params, tokens, next(iter(study.surfaces), None))
-    return predict_at_work(series, params)
+    return predict_in_use(series, params)
 
 
-def predict_at_work(series: Series, params: float) -> SizePrediction:
+def predict_in_use(series: Series, params: float) -> SizePrediction:
     """Predict the time of a call, or of a request with a full batch and with it their rate, and bytes, at a size."""
     usable = series.usable
     alone = usable[usable["timing_exclusive"].ne(False)]

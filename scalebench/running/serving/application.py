@@ -12,12 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from scalebench.serving import metrics
-from scalebench.serving.api_errors import ApiError
-from scalebench.serving.bodies import CompletionBody, mistakes
-from scalebench.serving.completions import Answer, Served, deliver
-from scalebench.serving.guard import Application, Guard
-from scalebench.serving.scheduler import Scheduler, Update
+from scalebench.running.serving import metrics
+from scalebench.running.serving.api_errors import ApiError
+from scalebench.running.serving.bodies import CompletionBody, mistakes
+from scalebench.running.serving.completions import Answer, Served, deliver
+from scalebench.running.serving.guard import Application, Guard
+from scalebench.running.serving.scheduler import Scheduler, Update
 
 T = TypeVar("T")
 

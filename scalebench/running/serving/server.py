@@ -16,10 +16,10 @@ from typing import Any
 import uvicorn
 
 from scalebench.errors import InputError
-from scalebench.serving.application import application
-from scalebench.serving.completions import Served
-from scalebench.serving.options import Options
-from scalebench.serving.scheduler import Scheduler
+from scalebench.running.serving.application import application
+from scalebench.running.serving.completions import Served
+from scalebench.running.serving.options import Options
+from scalebench.running.serving.scheduler import Scheduler
 
 BACKLOG = 512  # connections that wait to be accepted
 GRACE_S = 5.0  # what runs when the server is stopped may go on for so long
