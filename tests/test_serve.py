@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -329,12 +330,14 @@ def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatc
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_stops_finishes_what_runs_and_takes_nothing_more() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_stops_finishes_what_runs_and_takes_nothing_more(number: int) -> None:
     with running(Reciter(SCRIPT)) as server, ThreadPoolExecutor(1) as pool:
         server.model.gate.clear()
         asked = pool.submit(server.text, "a", max_tokens=40, temperature=0)
         until(lambda: server.scheduler.running == 1)
-        server.server.stop()
+        server.server.handle_exit(number, None)
+        assert not server.server.force_exit
         with pytest.raises(ApiError) as refused:
             server.scheduler.submit([])
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
@@ -342,14 +345,15 @@ def test_a_server_that_stops_finishes_what_runs_and_takes_nothing_more() -> None
         assert asked.result(20) == recited("a", 40)
 
 
-def test_what_outlasts_the_grace_is_ended_with_503() -> None:
+def test_a_second_signal_ends_what_runs_with_503() -> None:
     with running(Reciter(SCRIPT)) as server, ThreadPoolExecutor(2) as pool:
         server.model.gate.clear()
         asked = [pool.submit(server.post, {"prompt": "a", "max_tokens": 50})]
         until(lambda: server.scheduler.running == 1)
         asked.append(pool.submit(server.post, {"prompt": ["a"] * 5, "max_tokens": 50}))
         until(lambda: server.scheduler.waiting == 5)
-        server.server.stop(0)
+        for _ in range(2):  # Ctrl-C twice
+            server.server.handle_exit(signal.SIGINT, None)
         server.model.gate.set()
         for each in asked:
             status, document = each.result(20)

@@ -211,6 +211,7 @@ def test_the_command_serves_the_text_of_generate_until_a_signal(
     wanted = ("--prompt", "abcabc", "--tokens", "20", "--temperature", "0", "--json")
     assert text == json.loads(command("generate", results, "--trial", name, *wanted)[1])["text"]
     assert ("lowest of 1 with weights" in driver.err) == (number == signal.SIGTERM)
+    assert len(driver.err.splitlines()) == (number == signal.SIGTERM)  # no traceback
 
 
 @pytest.mark.slow

@@ -45,10 +45,9 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; a second signal waits for nothing."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+        """Stop; a second signal ends what runs at once. uvicorn's own would then leave the model's thread running."""
         self.stop(0 if self.should_exit else GRACE_S)
-        super().handle_exit(sig, frame)
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Accept nothing more, and end what still runs after some seconds."""
